@@ -1,0 +1,45 @@
+"""The errors of this library: one base and a few kinds.
+
+A message says what was wrong, where, and what to do about it.
+"""
+
+
+class LdctError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ParameterError(LdctError, ValueError):
+    """An argument or a notebook parameter has a value that cannot be used."""
+
+
+class ShapeError(LdctError, ValueError):
+    """A tensor does not have the shape that the contract asks for."""
+
+
+class GeometryError(LdctError, ValueError):
+    """A scanner geometry that cannot exist or cannot be computed."""
+
+
+class ScanError(LdctError):
+    """A scan or image file cannot be read, or cannot be written faithfully."""
+
+
+class CheckpointError(LdctError):
+    """A checkpoint is missing, damaged, or belongs to something else."""
+
+
+class MissingDependency(LdctError, ImportError):
+    """An optional package is needed; the message gives the command that installs it."""
+
+
+def require(package: str, *, extra: str, needed_for: str):
+    """Import an optional package, or raise :class:`MissingDependency` with the install command."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependency(
+            f"{needed_for} needs the package '{package}', which cannot be imported here ({error}). "
+            f'Install it with: pip install "ldctlib[{extra}]"'
+        ) from error

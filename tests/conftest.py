@@ -1,0 +1,17 @@
+"""Fixtures that every test file shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real scans, named by the environment variable ``LDCT_REAL_DATA``; the test skips without it."""
+    folder = os.environ.get("LDCT_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("LDCT_REAL_DATA does not name a folder of real scans")
+    return Path(folder)
