@@ -1,0 +1,132 @@
+"""``python -m ldctlib course|test|lab|train|bench|notebooks``: every job of this repository, on every system."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ldctlib.errors import LdctError, ParameterError
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def environment(*, threads: int) -> dict[str, str]:
+    """The environment of child processes: ldctlib importable, no progress bars, ``threads`` threads each."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(threads)}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """The user's OMP_NUM_THREADS, or one for each core."""
+    return int(os.environ.get("OMP_NUM_THREADS") or cores())
+
+
+def course(args: argparse.Namespace) -> int:
+    from ldctlib import course
+
+    os.environ.update(environment(threads=threads()))
+    given = dict(course.parse_assignment(text) for text in args.parameter)
+    out = args.out or ROOT / "runs" / args.profile
+    return course.run(NOTEBOOKS, out, profile=args.profile, only=args.only, given=given)
+
+
+def notebooks(args: argparse.Namespace) -> int:
+    from ldctlib import course
+
+    os.environ.update(environment(threads=threads()))
+    for path in course.find_notebooks(NOTEBOOKS, args.only):
+        print(course.execute_in_place(path), flush=True)
+    return 0
+
+
+def test(args: argparse.Namespace) -> int:
+    """Unit tests, then every notebook; both always run, and either may fail the whole."""
+    workers = str(min(2, cores()))
+    pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-n", workers]
+    jobs = [[*pytest, "--dist", "worksteal", "tests", *args.rest]]
+    if list(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        # loadscope keeps the cells of one notebook in one worker and in order.
+        nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300", "--dist", "loadscope"]
+        jobs.append([*pytest, *nbval, "-p", "no:cacheprovider", "notebooks"])
+    else:
+        print("no notebooks yet: nothing to validate")
+    codes = [subprocess.run(job, cwd=ROOT, env=environment(threads=1)).returncode for job in jobs]
+    return max(abs(code) for code in codes)
+
+
+def lab(args: argparse.Namespace) -> int:
+    env = {**environment(threads=threads()), "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "")}
+    return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env).returncode
+
+
+def train(args: argparse.Namespace) -> int:
+    """All recipes, or the named ones, at the ``train`` profile."""
+    command = [sys.executable, "-m", "ldctlib.recipes", *args.rest]
+    if "--profile" not in args.rest:
+        command += ["--profile", "train"]
+    return subprocess.run(command, cwd=ROOT).returncode
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Every script of tests/benchmarks, one after the other, alone on the machine's cores."""
+    scripts = [path for path in sorted((ROOT / "tests" / "benchmarks").glob("*.py")) if path.name != "__init__.py"]
+    worst = 0
+    for path in scripts:
+        print(f"== {path.stem}", flush=True)
+        code = subprocess.run([sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads())).returncode
+        worst = max(worst, abs(code))
+    if not scripts:
+        print("no benchmarks yet")
+    return worst
+
+
+def parser() -> argparse.ArgumentParser:
+    main_parser = argparse.ArgumentParser(prog="python -m ldctlib", description=__doc__)
+    jobs = main_parser.add_subparsers(dest="job", required=True, metavar="job")
+
+    def add(function, help: str) -> argparse.ArgumentParser:
+        sub = jobs.add_parser(function.__name__, help=help)
+        sub.set_defaults(function=function)
+        return sub
+
+    numbers = "numbers of notebooks, for example 01,07"
+    sub = add(course, "run the notebooks in order and write a page to look at")
+    sub.add_argument("--profile", default="workshop", help="workshop (default), train or paper")
+    sub.add_argument("--only", default="", help=numbers)
+    sub.add_argument("--out", type=Path, help="folder of the results; default runs/PROFILE")
+    sub.add_argument("-p", dest="parameter", action="append", default=[], metavar="name=value",
+                     help="set a notebook parameter; may be repeated")  # fmt: skip
+    sub = add(notebooks, "re-execute the notebooks in place, with metadata that does not change")
+    sub.add_argument("--only", default="", help=numbers)
+    add(test, "unit tests, then every notebook under nbval; more arguments go to the unit tests' pytest")
+    add(lab, "JupyterLab on the notebooks; more arguments go to it")
+    add(train, "the recipes behind the shipped checkpoints; more arguments go to ldctlib.recipes")
+    add(bench, "speed")
+    return main_parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args, rest = parser().parse_known_args(arguments)
+    if rest and args.job not in ("test", "lab", "train"):
+        parser().error(f"unknown arguments: {' '.join(rest)}")
+    args.rest = rest
+    try:
+        if args.job in ("course", "notebooks", "lab") and not NOTEBOOKS.is_dir():
+            raise ParameterError(f"no folder {NOTEBOOKS}: run from a clone, installed with pip install -e .")
+        return args.function(args)
+    except LdctError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,582 @@
+"""Methods x cases x doses -> one tidy table with metrics, times and paired bootstrap intervals by patient.
+
+    python -m ldctlib.benchmark --real FOLDER --methods ldct,gaussian,nafnet
+
+Every result carries what it depends on: window, reference kind, LPIPS backbone and trunk, n, interval,
+device.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldctlib import metrics as M
+from ldctlib.errors import LdctError, ParameterError, ScanError, ShapeError
+from ldctlib.metrics.image import check_images
+from ldctlib.units import SOFT_TISSUE, Window
+
+REFERENCE_KINDS = ("truth", "full dose")
+"""Noise-free truth (phantoms), or a full-dose scan with its own noise."""
+
+
+@dataclass(frozen=True)
+class BenchmarkCase:
+    """One slice: low dose and reference in HU, each ``(1, 1, H, W)``, and where it comes from."""
+
+    patient: str
+    ldct_hu: Tensor
+    reference_hu: Tensor
+    reference_kind: str  # "truth" or "full dose"
+    dose: float  # fraction of full dose
+    pixel_mm: float
+    group: str = "all"  # kernel, thickness, anatomy: means never pool two groups
+    slice: str = "0"
+    slice_mm: float = math.nan
+    noise: Any = None  # a NoiseModel for methods that can use one
+
+    def __post_init__(self):
+        check_images(self.ldct_hu, self.reference_hu)
+        if len(self.ldct_hu) != 1:
+            raise ShapeError(f"a case is one slice (1, 1, H, W), got {tuple(self.ldct_hu.shape)}")
+        if self.reference_kind not in REFERENCE_KINDS:
+            raise ParameterError(f"reference_kind is one of {REFERENCE_KINDS}, got {self.reference_kind!r}")
+        if not 0 < self.dose <= 1:
+            raise ParameterError(f"dose is a fraction of full dose in (0, 1], got {self.dose}")
+        if not self.pixel_mm > 0:
+            raise ParameterError(f"pixel_mm must be > 0, got {self.pixel_mm}")
+
+
+# ---------------------------------------------------------------- metrics of a case
+
+
+@dataclass(frozen=True)
+class CaseMetric:
+    """``function(denoised, case, window) -> float``, and how to read it."""
+
+    function: Callable[[Tensor, BenchmarkCase, Window], float]
+    label: str
+    digits: int = 3
+
+
+def _windowed(metric) -> Callable[[Tensor, BenchmarkCase, Window], float]:
+    return lambda x, case, window: metric(x, case.reference_hu, window=window).item()
+
+
+def _shift_hu(x: Tensor, case: BenchmarkCase, window: Window) -> float:
+    return M.bias_hu(x, case.ldct_hu, mask=M.body_mask(case.reference_hu)).item()
+
+
+def _edge_loss(x: Tensor, case: BenchmarkCase, window: Window) -> float:
+    coupling = 0.0 if case.reference_kind == "truth" else None
+    return M.edge_loss(x, case.ldct_hu, case.reference_hu, coupling=coupling)
+
+
+def _nps_removed(magnitude: bool) -> Callable[[Tensor, BenchmarkCase, Window], float]:
+    def distance(x: Tensor, case: BenchmarkCase, window: Window) -> float:
+        if torch.equal(x, case.ldct_hu):
+            return math.nan  # nothing removed: no spectrum
+        size = 64 if min(x.shape[-2:]) >= 256 else 32
+        corners = M.soft_tissue_rois(case.reference_hu, size)
+        removed, noise = (
+            M.nps(case.ldct_hu - y, case.pixel_mm, roi=size, corners=corners) for y in (x, case.reference_hu)
+        )
+        return M.nps_distance(removed, noise, magnitude=magnitude)
+
+    return distance
+
+
+def _lpips(function) -> Callable[[Tensor, BenchmarkCase, Window], float]:
+    def distance(x: Tensor, case: BenchmarkCase, window: Window) -> float:
+        result = function(x, case.reference_hu, window=window)
+        if result.reason:
+            raise ParameterError(result.reason)
+        return result.values.item()
+
+    return distance
+
+
+METRICS: dict[str, CaseMetric] = {
+    "psnr": CaseMetric(_windowed(M.psnr), "PSNR (dB)", 2),
+    "ssim": CaseMetric(_windowed(M.ssim), "SSIM"),
+    "ssim_uniform7": CaseMetric(_windowed(M.ssim_uniform7), "SSIM (7x7 box)"),
+    "rmse_hu": CaseMetric(lambda x, c, w: M.rmse_hu(x, c.reference_hu).item(), "RMSE (HU)", 1),
+    "bias_hu": CaseMetric(lambda x, c, w: M.bias_hu(x, c.reference_hu).item(), "bias (HU)", 2),
+    "shift_hu": CaseMetric(_shift_hu, "mean change of the body (HU)", 2),
+    "edge_loss": CaseMetric(_edge_loss, "edge loss"),
+    "structure": CaseMetric(
+        lambda x, c, w: M.structure_in_removed(x, c.ldct_hu, c.reference_hu), "structure in removed", 2
+    ),
+    "nps_shape": CaseMetric(_nps_removed(False), "NPS distance of removed, shape"),
+    "nps_db": CaseMetric(_nps_removed(True), "NPS distance of removed (dB)", 2),
+    "vif": CaseMetric(_windowed(M.vif), "VIF"),
+    "fsim": CaseMetric(_windowed(M.fsim), "FSIM"),
+    "lpips": CaseMetric(_lpips(M.lpips), "LPIPS (squeeze, ImageNet trunk)"),
+    "lpips_random_trunk": CaseMetric(_lpips(M.lpips_random_trunk), "lpips_random_trunk (not LPIPS)"),
+}
+"""What :func:`run` can compute. Error and texture metrics are in HU, the others in the window.
+NPS distances compare what was removed with the true difference, ldct - reference, in soft tissue."""
+
+DEFAULT_METRICS = tuple(METRICS)[:10]
+PROVENANCE = {
+    "ssim": "11x11 Gaussian, sigma 1.5",
+    "ssim_uniform7": "7x7 box with sample covariance (scikit-image's default)",
+    "lpips": "v0.1, squeeze, trunk: imagenet",
+    "lpips_random_trunk": "squeeze, trunk: random; never ranks",
+}
+
+
+# ---------------------------------------------------------------- running
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _denoise(name: str, method, case: BenchmarkCase, device: torch.device, seed: int) -> tuple[Tensor, float]:
+    """The denoised slice on the CPU and the seconds that it took, transfers included."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    _synchronise(device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        x = method(
+            case.ldct_hu.to(device),
+            noise=case.noise,
+            spacing_mm=(case.slice_mm, case.pixel_mm, case.pixel_mm),
+            generator=generator,
+        )
+        x = x.cpu()
+    _synchronise(device)
+    seconds = time.perf_counter() - start
+    if x.shape != case.ldct_hu.shape or not torch.isfinite(x).all():
+        raise ShapeError(
+            f"method {name!r} on patient {case.patient}, slice {case.slice}: it must return finite "
+            f"values of shape {tuple(case.ldct_hu.shape)}, got {tuple(x.shape)}"
+        )
+    return x, seconds
+
+
+def _select(chosen: Iterable[str], known: Mapping[str, Any], what: str) -> list[str]:
+    chosen = list(chosen)
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise ParameterError(f"unknown {what} {unknown}: choose from {sorted(known)}")
+    return chosen
+
+
+def run(
+    methods: Mapping[str, Callable],
+    cases: Sequence[BenchmarkCase],
+    *,
+    window: Window,
+    metrics: Iterable[str] = DEFAULT_METRICS,
+    doses: Iterable[float] | None = None,
+    baseline: str = "ldct",
+    warmup: int = 1,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> BenchmarkResult:
+    """Denoise every case by every method and measure.
+
+    ``methods`` maps names to denoisers ``denoise(ldct, *, noise, spacing_mm, generator)``, spacing (z, y, x);
+    ``doses`` keeps only the cases of these dose fractions. Each method runs ``warmup`` times, unmeasured,
+    before its first slice of each shape. A metric that cannot be computed on a slice is NaN there and its
+    reason is kept in ``notes``.
+    """
+    if not methods:
+        raise ParameterError("no methods given")
+    if baseline not in methods:
+        raise ParameterError(f"the baseline {baseline!r} is not among the methods {sorted(methods)}")
+    if not isinstance(window, Window):
+        raise ParameterError(f"window must be a units.Window, got {window!r}")
+    names = _select(metrics, METRICS, "metrics")
+    wanted = None if doses is None else [float(d) for d in doses]
+    cases = [c for c in cases if wanted is None or any(math.isclose(c.dose, d) for d in wanted)]
+    if not cases:
+        raise ParameterError("no cases" if wanted is None else f"no case has one of the doses {wanted}")
+    device = torch.device(device)
+    rows, notes = [], {}
+    for name, method in methods.items():
+        warm = set()
+        for index, case in enumerate(cases):
+            if case.ldct_hu.shape not in warm:
+                warm.add(case.ldct_hu.shape)
+                for _ in range(warmup):
+                    _denoise(name, method, case, device, seed)
+            x, seconds = _denoise(name, method, case, device, seed + index)
+            row = {
+                "method": name,
+                "patient": case.patient,
+                "slice": case.slice,
+                "group": case.group,
+                "dose": case.dose,
+                "reference": case.reference_kind,
+            }
+            for metric in names:
+                try:
+                    row[metric] = float(METRICS[metric].function(x, case, window))
+                except LdctError as error:
+                    row[metric] = math.nan
+                    notes.setdefault(metric, str(error))
+            rows.append(row | {"seconds": seconds})
+    provenance = {m: PROVENANCE[m] for m in names if m in PROVENANCE and m not in notes}
+    import pandas as pd
+
+    return BenchmarkResult(
+        pd.DataFrame(rows), window, baseline, names, provenance, notes, _device_name(device)
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def paired_bootstrap(
+    difference, patients, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean paired difference and its interval ``(mean, low, high)``, resampling whole patients.
+
+    Slices of one patient are not independent, so the patient is the unit (cluster bootstrap). Percentiles are
+    expanded for small n to the tail Φ(-√(n/(n-1)) t) (Hesterberg 2015). No bootstrap interval leaves the
+    range of the n patients' means, which covers a median with probability 1 - 2^(1-n) at most: where that
+    is below ``level`` (n < 6 for 95 %) the limits are NaN.
+    """
+    from scipy import stats
+
+    difference, patients = np.asarray(difference, float), np.asarray(patients)
+    if difference.ndim != 1 or difference.shape != patients.shape or not len(difference):
+        raise ParameterError(f"need one patient per difference, got {difference.shape} and {patients.shape}")
+    if not 0 < level < 1 or resamples < 100:
+        raise ParameterError(f"need 0 < level < 1 and resamples >= 100, got {level} and {resamples}")
+    _, index = np.unique(patients, return_inverse=True)
+    total, count = np.bincount(index, difference), np.bincount(index)
+    n = len(count)
+    if 1 - 2.0 ** (1 - n) < level:
+        return float(difference.mean()), math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    means = total[draws].sum(axis=1) / count[draws].sum(axis=1)
+    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(difference.mean()), float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with everything it depends on; ``low`` and ``high`` bound ``difference`` to the baseline."""
+
+    method: str
+    metric: str
+    value: float
+    group: str
+    dose: float
+    reference: str
+    window: str
+    n_slices: int
+    n_patients: int
+    baseline: str
+    difference: float
+    low: float
+    high: float
+    level: float
+    provenance: str = ""
+
+
+# ---------------------------------------------------------------- the result
+
+
+def _plain(value):
+    """JSON has no NaN and no infinity: null and "inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """The tidy table (a row per method and case) and what it depends on."""
+
+    table: Any  # pandas.DataFrame
+    window: Window
+    baseline: str
+    metrics: list[str]
+    provenance: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # metric -> why it is NaN somewhere
+    device: str = "cpu"
+
+    def scores(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> list[Score]:
+        """Means per method, metric, group, dose and reference kind, with paired differences to the
+        baseline."""
+        scores = []
+        for (group, dose, kind), part in self.table.groupby(["group", "dose", "reference"], sort=False):
+            base = part[part.method == self.baseline].set_index(["patient", "slice"])
+            for method, own in part.groupby("method", sort=False):
+                own = own.set_index(["patient", "slice"])
+                for metric in [*self.metrics, "seconds"]:
+                    values = own[metric].dropna()
+                    paired = own[metric] - base[metric].reindex(own.index)
+                    paired = paired[np.isfinite(paired)]
+                    triple = (math.nan,) * 3
+                    if method != self.baseline and len(paired):
+                        patients = paired.index.get_level_values("patient")
+                        triple = paired_bootstrap(
+                            paired, patients, level=level, resamples=resamples, seed=seed
+                        )
+                    scores.append(
+                        Score(
+                            method,
+                            metric,
+                            float(values.mean()) if len(values) else math.nan,
+                            group,
+                            float(dose),
+                            kind,
+                            str(self.window),
+                            len(values),
+                            values.index.get_level_values("patient").nunique(),
+                            self.baseline,
+                            *triple,
+                            level,
+                            self.provenance.get(metric, ""),
+                        )
+                    )
+        return scores
+
+    def summary(self, **options):
+        """:meth:`scores` as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(s) for s in self.scores(**options)])
+
+    def frames(self, *, intervals: bool = True, **options) -> dict[str, Any]:
+        """One printable table per group, dose and reference kind: caption -> DataFrame of strings."""
+        import pandas as pd
+
+        frames = {}
+        summary = self.summary(**options)
+        for (group, dose, kind), part in summary.groupby(["group", "dose", "reference"], sort=False):
+            slices, patients = part.n_slices.max(), part.n_patients.max()
+            caption = (
+                f"{group}: dose {dose:g}, reference: {kind}, window {self.window}, "
+                f"n = {slices} slice(s) of {patients} patient(s)"
+            )
+            if intervals and part.low.notna().any():
+                caption += f"; in brackets, difference to {self.baseline}, {part.level.iloc[0]:.0%} interval"
+            elif intervals:
+                caption += "; too few patients for an interval"
+            lines = []
+            for method, own in part.groupby("method", sort=False):
+                line = {"method": method}
+                for score in own.itertuples():
+                    label, digits = _label(score.metric)
+                    line[label] = _cell(score, digits, intervals)
+                lines.append(line)
+            frames[caption] = pd.DataFrame(lines)
+        return frames
+
+    def _footnotes(self) -> list[str]:
+        lines = [f"{_label(m)[0]}: {text}." for m, text in self.provenance.items()]
+        lines += [f"{_label(m)[0]}: missing on some slices ({reason})." for m, reason in self.notes.items()]
+        return [*lines, f"Times: {self.device}, warmed up, synchronised, transfers included."]
+
+    def to_markdown(self, **options) -> str:
+        """Tables in Markdown, each under a caption with window, reference kind and n."""
+        parts = []
+        for caption, frame in self.frames(**options).items():
+            rows = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
+            parts += [f"**{caption}**", "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)]
+        return "\n\n".join([*parts, "\n".join(self._footnotes())]) + "\n"
+
+    def to_html(self, **options) -> str:
+        """The same tables as an HTML fragment."""
+        from html import escape
+
+        tables = [
+            f"<h3>{escape(caption)}</h3>\n{frame.to_html(index=False, border=0)}"
+            for caption, frame in self.frames(**options).items()
+        ]
+        return "\n".join([*tables, *(f"<p>{escape(line)}</p>" for line in self._footnotes())])
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything, the summary with intervals included, to a file that appears whole or not at
+        all."""
+        rows = [{k: _plain(v) for k, v in row.items()} for row in self.table.to_dict("records")]
+        scores = [{k: _plain(v) for k, v in asdict(s).items()} for s in self.scores()]
+        content = {
+            "window": {"level": self.window.level, "width": self.window.width},
+            "baseline": self.baseline,
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+            "notes": self.notes,
+            "device": self.device,
+            "rows": rows,
+            "scores": scores,
+        }
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(content, indent=1, allow_nan=False))
+        os.replace(part, path)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> BenchmarkResult:
+        """Read what :meth:`to_json` wrote (ParameterError for anything else)."""
+        import pandas as pd
+
+        try:
+            content = json.loads(Path(path).read_text())
+            table = pd.DataFrame(content["rows"])
+            for metric in [*content["metrics"], "seconds"]:
+                table[metric] = table[metric].astype(float)
+            return cls(
+                table,
+                Window(**content["window"]),
+                content["baseline"],
+                content["metrics"],
+                content["provenance"],
+                content["notes"],
+                content["device"],
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ParameterError(
+                f"{path} is not a benchmark result ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _label(metric: str) -> tuple[str, int]:
+    return ("s / slice", 3) if metric == "seconds" else (METRICS[metric].label, METRICS[metric].digits)
+
+
+def _cell(score, digits: int, intervals: bool) -> str:
+    if math.isnan(score.value):
+        return "–"
+    text = f"{score.value:.{digits}f}"
+    if intervals and score.metric != "seconds" and not math.isnan(score.low):
+        text += f" ({score.difference:+.{digits}f}; {score.low:+.{digits}f} … {score.high:+.{digits}f})"
+    return text
+
+
+# ---------------------------------------------------------------- real pairs
+
+
+def _pair_files(folder: Path) -> list[tuple[Path, Path]]:
+    """(full, low) files of one patient's folder: in full*/quarter* subfolders, or side by side as _FD_ and
+    _QD_."""
+    sub = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
+    pairs = []
+    for name, full in sorted(sub.items()):
+        low = sub.get(name.replace("full", "quarter", 1)) if name.startswith("full") else None
+        if low is not None:
+            pairs += _match(sorted(p for p in full.iterdir() if p.is_file()), sorted(low.iterdir()), folder)
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    marked = [[p for p in files if re.search(rf"(^|_){mark}_", p.name)] for mark in ("FD", "QD")]
+    return pairs + _match(*marked, folder)
+
+
+def _match(full: list[Path], low: list[Path], folder: Path) -> list[tuple[Path, Path]]:
+    if len(full) != len(low):
+        raise ScanError(f"{folder}: {len(full)} full-dose but {len(low)} low-dose files; pairs need both")
+    return list(zip(full, low, strict=True))
+
+
+def real_pairs(root: str | Path, *, dose: float = 0.25) -> list[BenchmarkCase]:
+    """Full/quarter-dose slice pairs below ``root`` in the Mayo 2016 packagings, grouped by thickness and
+    kernel.
+
+    A patient's folder holds ``full*/`` and ``quarter*/``, or files marked ``_FD_`` and ``_QD_``; its name
+    up to the first underscore is the patient. ScanError without any pair, or where two slices' positions
+    differ.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ScanError(f"{root} is not a folder")
+    folders = sorted(
+        {
+            p.parent.parent if p.parent.name.lower().startswith(("full", "quarter")) else p.parent
+            for p in root.rglob("*")
+            if p.is_file()
+        }
+    )
+    cases = [_real_case(folder, full, low, dose) for folder in folders for full, low in _pair_files(folder)]
+    if not cases:
+        raise ScanError(f"{root}: no full/quarter-dose pairs (folders full*/quarter*, files _FD_/_QD_)")
+    return cases
+
+
+def _real_case(folder: Path, full: Path, low: Path, dose: float) -> BenchmarkCase:
+    import pydicom
+
+    from ldctlib.data.dicom import read_series
+
+    tags = ["ConvolutionKernel", "SliceThickness", "ImagePositionPatient"]
+    header, header_low = (
+        pydicom.dcmread(p, stop_before_pixels=True, specific_tags=tags) for p in (full, low)
+    )
+    positions = [[float(v) for v in h.get("ImagePositionPatient", [])] for h in (header, header_low)]
+    if not np.allclose(*positions, atol=0.01):
+        raise ScanError(f"{full.name} and {low.name} in {folder} are not one slice: positions {positions}")
+    scan, scan_low = read_series(full), read_series(low)
+    kernel = header.get("ConvolutionKernel", "unknown kernel")
+    kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
+    thickness = float(header.get("SliceThickness") or math.nan)
+    return BenchmarkCase(
+        folder.name.split("_")[0],
+        scan_low.images_hu(),
+        scan.images_hu(),
+        "full dose",
+        dose,
+        pixel_mm=float(scan.spacing_mm[-1]),
+        group=f"{thickness:g} mm {kernel}",
+        slice=full.stem,
+        slice_mm=thickness,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m ldctlib.benchmark``: print the table of real pairs as Markdown."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark", description=main.__doc__)
+    parser.add_argument("--real", required=True, type=Path, help="folder with full/quarter-dose pairs")
+    parser.add_argument("--methods", default="ldct,gaussian", help="comma-separated names of ldctlib.methods")
+    parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"of {', '.join(METRICS)}")
+    parser.add_argument("--json", type=Path, help="also write every number here")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-intervals", action="store_true", help="means only")
+    options = parser.parse_args(arguments)
+    from ldctlib import methods as registry
+
+    try:
+        names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
+        loaded = {name: registry.load(name) for name in names}
+        result = run(
+            loaded,
+            real_pairs(options.real),
+            window=SOFT_TISSUE,
+            device=options.device,
+            metrics=filter(None, options.metrics.split(",")),
+        )
+    except LdctError as error:
+        parser.exit(2, f"{type(error).__name__}: {error}\n")
+    print(result.to_markdown(intervals=not options.no_intervals))
+    if options.json:
+        result.to_json(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,239 @@
+"""The projector: line integrals, their adjoint, and filtered backprojection, in torch.
+
+``Projector(geometry)`` maps attenuation images (B, 1, N, N) in 1/mm to sinograms (B, 1, views, bins) of
+dimensionless line integrals, and back. It is linear, differentiable, and runs where its input lives. Parallel beam
+goes through :class:`~ldctlib.ct.gridding.Gridder`; fan beam is rebinned to and from a finer parallel scan
+(:mod:`ldctlib.ct.rebinning`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from ldctlib.ct.geometry import FanGeometry, Geometry, ParallelGeometry
+from ldctlib.ct.gridding import Gridder, fast_length
+from ldctlib.ct.rebinning import FanRebinner
+from ldctlib.errors import GeometryError, ParameterError, ShapeError
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A reconstruction kernel: the window that multiplies the ramp, as a function of frequency in 1/mm.
+
+    1 up to ``flat_to``, then a cosine roll-off (a Hann flank) that reaches 0 at ``cutoff``; ``tilt`` multiplies by
+    (f / 0.05)^-tilt above 0.05 /mm, the gentle fall from low frequencies on that sharp clinical kernels have.
+    ``flat_to=0`` is a Hann window.
+    """
+
+    flat_to: float
+    cutoff: float
+    tilt: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.flat_to <= self.cutoff or not self.cutoff > 0:
+            raise ParameterError(
+                f"a kernel needs 0 <= flat_to <= cutoff with cutoff > 0, got {self.flat_to}, {self.cutoff} (1/mm)")
+
+    def __call__(self, f_per_mm: torch.Tensor) -> torch.Tensor:
+        span = max(self.cutoff - self.flat_to, 1e-9)
+        position = ((f_per_mm - self.flat_to) / span).clamp(0, 1)
+        window = 0.5 * (1 + torch.cos(math.pi * position))
+        if self.tilt:
+            window = window * (f_per_mm / 0.05).clamp(min=1) ** -self.tilt
+        return window
+
+
+KERNELS = {
+    "soft": Kernel(0.0, 0.55),
+    "B30f": Kernel(0.0, 0.77),
+    "B45": Kernel(0.2, 0.85),
+    "D45f": Kernel(0.55, 0.95, tilt=0.15),
+    "ramp": Kernel(1e6, 1e6),
+}
+"""Named after what they resemble; measured against real scanners' noise in notebook 01. "ramp" has no window."""
+
+
+def kernel(which: str | Kernel) -> Kernel:
+    """A kernel by name, or the one given."""
+    if isinstance(which, Kernel):
+        return which
+    if which not in KERNELS:
+        raise ParameterError(f"no kernel is named {which!r}; there are {', '.join(KERNELS)}, or give a Kernel")
+    return KERNELS[which]
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map whose gradient is its adjoint, so that autograd never walks through the sparse product."""
+
+    @staticmethod
+    def forward(ctx, x, apply, adjoint):
+        ctx.maps = apply, adjoint
+        return apply(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        apply, adjoint = ctx.maps
+        return _Linear.apply(gradient, adjoint, apply), None, None
+
+
+class Projector:
+    """Line integrals of an image, as an operator: ``A``, ``A_adjoint``, ``A_dagger`` (FBP).
+
+    Use :func:`projector`, which keeps built projectors in memory, keyed by the geometry's values.
+    """
+
+    def __init__(self, geometry: Geometry, device: torch.device | str = "cpu"):
+        self.geometry, self.device = geometry, torch.device(device)
+        if isinstance(geometry, FanGeometry):
+            self._rebin = FanRebinner(geometry, self.device)
+            self._parallel = self._rebin.parallel
+            bin_width = geometry.source_to_iso_mm * geometry.bin_rad
+        else:
+            self._parallel, self._rebin = geometry, None
+            bin_width = geometry.bin_mm
+        g = self._parallel
+        # The detector's half plus the image's corner, so that the circular convolution theorem does not wrap.
+        reach = g.n_bins / 2 + abs(g.offset_bins) + g.size * g.pixel_mm * math.sqrt(0.5) / g.bin_mm
+        self._length = fast_length(max(reach, g.n_bins))
+        n_frequencies = self._length // 2 + 1
+        length_mm = self._length * g.bin_mm
+        self._gridder = Gridder(g.size, g.pixel_mm, g.angles_rad, n_frequencies, length_mm, self.device)
+        k = torch.arange(n_frequencies, dtype=torch.float64) / length_mm
+        first_bin_mm = (-(g.n_bins - 1) / 2 + g.offset_bins) * g.bin_mm
+        shift = torch.exp(2j * math.pi * k * first_bin_mm)
+        averaging = torch.sinc(k * bin_width)  # a bin measures the mean over its width
+        weight = torch.full((n_frequencies,), 2.0, dtype=torch.float64)
+        weight[0] = weight[-1] = 1.0
+        self._shift = shift.to(torch.complex64).to(self.device)
+        self._forward_filter = (shift * averaging * (g.pixel_mm**2 / g.bin_mm)).to(torch.complex64).to(self.device)
+        self._irfft_weight = (weight / self._length).float().to(self.device)
+        half_diagonal = torch.arange(g.size, device=self.device) - (g.size - 1) / 2
+        radius = torch.hypot(half_diagonal[:, None], half_diagonal[None, :]) * g.pixel_mm
+        self._seen = radius <= geometry.fov_radius_mm
+        self._ramps: dict[Kernel, torch.Tensor] = {}
+
+    @property
+    def sinogram_shape(self) -> tuple[int, int]:
+        return self.geometry.n_views, self.geometry.n_bins
+
+    # the operator contract -----------------------------------------------------------------------------------
+
+    def A(self, image_mu: torch.Tensor) -> torch.Tensor:
+        """Attenuation (B, 1, N, N) in 1/mm -> line integrals (B, 1, views, bins)."""
+        self._expect(image_mu, (self.geometry.size,) * 2, "an image")
+        return _Linear.apply(image_mu, self._forward, self._backward)
+
+    def A_adjoint(self, sinogram: torch.Tensor) -> torch.Tensor:
+        """The exact transpose of :meth:`A` (unfiltered backprojection)."""
+        self._expect(sinogram, self.sinogram_shape, "a sinogram")
+        return _Linear.apply(sinogram, self._backward, self._forward)
+
+    def A_dagger(self, sinogram: torch.Tensor) -> torch.Tensor:
+        """An approximate inverse of :meth:`A`: FBP with the pure ramp."""
+        return self.fbp(sinogram, "ramp")
+
+    def fbp(self, sinogram: torch.Tensor, kernel_name: str | Kernel = "ramp") -> torch.Tensor:
+        """Filtered backprojection: line integrals -> attenuation in 1/mm; 0 outside the field of view."""
+        self._expect(sinogram, self.sinogram_shape, "a sinogram")
+        which = kernel(kernel_name)
+        return _Linear.apply(sinogram, lambda p: self._fbp(p, which), lambda x: self._fbp_adjoint(x, which))
+
+    __call__ = A
+
+    # parallel beam -------------------------------------------------------------------------------------------
+
+    def _forward(self, image):
+        g = self._parallel
+        lines = self._gridder.lines(image[:, 0]) * self._gridder.in_band * self._forward_filter
+        sinogram = torch.fft.irfft(lines, n=self._length)[..., :g.n_bins]
+        return (self._rebin.to_fan(sinogram) if self._rebin else sinogram)[:, None]
+
+    def _backward(self, sinogram):
+        p = sinogram[:, 0]
+        if self._rebin:
+            p = self._rebin.to_fan_adjoint(p)
+        lines = torch.fft.rfft(p, n=self._length) * self._irfft_weight
+        lines = lines * self._forward_filter.conj() * self._gridder.in_band
+        return self._gridder.adjoint(lines)[:, None]
+
+    def _ramp(self, which: Kernel) -> torch.Tensor:
+        """rfft of the ramp's spatial kernel (Kak & Slaney, Eq. 3.61) times the window.
+
+        Sampling |f| in frequency instead would give every slice a DC bias.
+        """
+        if which not in self._ramps:
+            g = self._parallel
+            n = fast_length(2 * g.n_bins)
+            index = torch.arange(n, dtype=torch.float64)
+            index = torch.minimum(index, n - index)
+            spatial = torch.where(index % 2 == 1, -1 / (math.pi * index.clamp(min=1) * g.bin_mm) ** 2, 0.0)
+            spatial[0] = 1 / (4 * g.bin_mm**2)
+            response = torch.fft.rfft(spatial).real * g.bin_mm
+            f = torch.arange(n // 2 + 1, dtype=torch.float64) / (n * g.bin_mm)
+            self._ramps[which] = (response * which(f)).float().to(self.device)
+        return self._ramps[which]
+
+    def _filter(self, sinogram, which):
+        ramp, n_bins = self._ramp(which), sinogram.shape[-1]
+        n = 2 * (ramp.numel() - 1)
+        return torch.fft.irfft(torch.fft.rfft(sinogram, n=n) * ramp, n=n)[..., :n_bins]
+
+    def fbp_variance(self, variance: torch.Tensor, kernel_name: str | Kernel = "ramp") -> torch.Tensor:
+        """Variance of :meth:`fbp` at each pixel (1/mm^2) from the variances of independent rays.
+
+        q = p * h has variance var(p) * h^2; the views add up independently. (For a fan beam, the rebinning's own
+        smoothing of the noise is left out: the result is some per cent too high.)
+        """
+        self._expect(variance, self.sinogram_shape, "a sinogram")
+        v = variance[:, 0]
+        if self._rebin:
+            # Both conjugate rays are averaged, and the finer parallel bins share the fan's samples.
+            v = self._rebin.to_parallel(v) * (0.5 * self._parallel.n_views / (self.geometry.n_views / 2))
+        ramp = self._ramp(kernel(kernel_name))
+        n, n_bins = 2 * (ramp.numel() - 1), self._parallel.n_bins
+        squared = torch.fft.rfft(torch.fft.irfft(ramp, n=n).square())
+        v = torch.fft.irfft(torch.fft.rfft(v, n=n) * squared, n=n)[..., :n_bins]
+        lines = torch.fft.rfft(v, n=self._length) * self._irfft_weight * self._shift.conj()
+        return (self._gridder.adjoint(lines) * self._seen)[:, None] * (math.pi / self._parallel.n_views) ** 2
+
+    def _fbp(self, sinogram, which):
+        p = sinogram[:, 0]
+        if self._rebin:
+            p = self._rebin.to_parallel(p)
+        lines = torch.fft.rfft(self._filter(p, which), n=self._length) * self._irfft_weight * self._shift.conj()
+        return (self._gridder.adjoint(lines) * self._seen * (math.pi / self._parallel.n_views))[:, None]
+
+    def _fbp_adjoint(self, image, which):
+        lines = self._gridder.lines(image[:, 0] * self._seen) * (self._shift * (math.pi / self._parallel.n_views))
+        p = self._filter(torch.fft.irfft(lines, n=self._length)[..., :self._parallel.n_bins], which)
+        return (self._rebin.to_parallel_adjoint(p) if self._rebin else p)[:, None]
+
+    def _expect(self, x, shape, what):
+        if x.dim() != 4 or x.shape[1] != 1 or tuple(x.shape[2:]) != tuple(shape):
+            raise ShapeError(f"this projector takes {what} of shape (B, 1, {shape[0]}, {shape[1]}), got {tuple(x.shape)}")
+        if x.dtype != torch.float32:
+            raise ShapeError(f"the projector computes in float32, got {x.dtype}: convert with .float()")
+        if x.device != self.device:
+            raise ParameterError(f"this projector lives on {self.device}, its input on {x.device}: "
+                                 "ask projector(geometry, device) for one there")
+
+
+@lru_cache(maxsize=6)
+def _cached(geometry: Geometry, device: str) -> Projector:
+    return Projector(geometry, device)
+
+
+def projector(geometry: Geometry, device: torch.device | str = "cpu") -> Projector:
+    """The projector of a geometry, built once and kept (the six last used, by the geometry's values)."""
+    if not isinstance(geometry, ParallelGeometry | FanGeometry):
+        raise GeometryError(f"a ParallelGeometry or FanGeometry is needed, got {type(geometry).__name__}")
+    return _cached(geometry, str(torch.device(device)))
+
+
+def clear_cache() -> None:
+    """Forget all built projectors (each holds one to three hundred MB of matrices)."""
+    _cached.cache_clear()

@@ -1,0 +1,283 @@
+"""Writing a processed scan as a derived DICOM series that an archive (PACS) accepts beside its source."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ldctlib
+from ldctlib.data.scan import DicomOrigin, Scan, check_values, declared_padding, undeclared_padding, wrap
+from ldctlib.errors import LdctError, ParameterError, ScanError
+
+PADDING_MOVED = -32768
+"""Where padding goes when the values need the number that the source used for it."""
+
+STALE = (  # describe the source's pixels, or are thumbnails and signatures of them
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries", "IconImageSequence", "DigitalSignaturesSequence", "MACParametersSequence",
+    "DataSetTrailingPadding", "PixelDataProviderURL", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "SeriesDate", "SeriesTime",
+)  # fmt: skip
+
+
+def write_derived(
+    scan: Scan,
+    values: torch.Tensor,
+    folder: str | Path,
+    *,
+    description: str,
+    series_description: str | None = None,
+) -> list[Path]:
+    """Write ``values`` as a new DICOM series derived from ``scan``; all files or none.
+
+    values              (D, H, W) or (D, 1, H, W) in the scan's scale; padded pixels are ignored
+    folder              must not exist yet, or be empty; gets 0001.dcm, 0002.dcm, ... in slice order
+    description         what was done, in words: goes to DerivationDescription
+    series_description  what a reader sees in the list of series; default: the source's, then "description"
+
+    Pixels are rounded to the source's own rescale slope and intercept, so reading them back differs by half
+    a stored unit at most, and padded pixels get their stored value back. Where values do not fit the source's
+    bits, or meet its padding value, the whole series becomes signed 16 bit; what does not fit that either
+    raises ScanError. The series has new SOP and series instance UIDs, keeps the study and frame of reference,
+    names its source images and this software, and is uncompressed explicit little endian. Private elements
+    are left out, because what they say of the source need not hold for a derived image.
+    """
+    from pydicom.uid import generate_uid
+
+    if not isinstance(scan.origin, DicomOrigin):
+        raise ScanError("this scan was not read from DICOM, so it has no headers to derive from: use write_nifti")
+    if not description.strip():
+        raise ParameterError("write_derived needs a description of what was done to the images")
+    stored, pixel = _encode(scan, check_values(scan, values))
+    new = _NewSeries(
+        description=description.strip()[:1024],
+        series_description=(series_description or f"{scan.description} {description}".strip())[:64],
+        series_uid=generate_uid(),
+        # a study that was anonymised away still needs one UID for all of its images
+        study_uid=scan.origin.headers[0].get("StudyInstanceUID") or generate_uid(),
+        instance_numbers=_instance_numbers(scan.origin.headers),
+    )
+    start = 0
+    with _all_or_nothing(Path(folder)) as work:
+        for index, (header, frames) in enumerate(zip(scan.origin.headers, scan.origin.frames, strict=True)):
+            dataset = _derive(header, new, index, pixel)
+            _set_pixels(dataset, stored[start : start + frames], pixel)
+            dataset.save_as(work / f"{index + 1:04d}.dcm", enforce_file_format=True)
+            start += frames
+    return sorted(Path(folder).glob("*.dcm"))
+
+
+@dataclass(frozen=True)
+class _NewSeries:
+    """What all images of the new series share, and their numbers."""
+
+    description: str
+    series_description: str
+    series_uid: str
+    study_uid: str
+    instance_numbers: list[int]
+
+
+@dataclass(frozen=True)
+class _PixelFormat:
+    allocated: int
+    stored: int
+    signed: bool
+    padding_moved: bool = False
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return (-(1 << self.stored - 1), (1 << self.stored - 1) - 1) if self.signed else (0, (1 << self.stored) - 1)
+
+
+def _encode(scan: Scan, values: np.ndarray) -> tuple[np.ndarray, _PixelFormat]:
+    """Stored integers (D, H, W), and the narrowest format that holds them and tells padding from them."""
+    headers, frames = scan.origin.headers, scan.origin.frames
+    slope = np.repeat([float(h.get("RescaleSlope") or 1) for h in headers], frames)[:, None, None]
+    intercept = np.repeat([float(h.get("RescaleIntercept") or 0) for h in headers], frames)[:, None, None]
+    measured = np.rint((values - intercept) / slope)
+    padding = np.zeros(values.shape, bool) if scan.padding is None else scan.padding.numpy()
+    # formats can differ from slice to slice in what scanners write; a series of ours has one
+    formats = {(h.BitsAllocated, h.BitsStored, bool(h.PixelRepresentation)) for h in headers}
+    candidates = [_PixelFormat(*formats.pop())] if len(formats) == 1 else []
+    candidates += [_PixelFormat(16, 16, True), _PixelFormat(16, 16, True, padding_moved=True)]
+    for candidate in candidates:
+        stored = measured.copy()
+        if padding.any():
+            stored[padding] = PADDING_MOVED if candidate.padding_moved else scan.origin.stored_padding
+        low, high = candidate.limits
+        if stored.min() < low or stored.max() > high:
+            continue
+        stored = stored.astype(np.int64)
+        if np.array_equal(_found_again(scan, stored, stored * slope + intercept, candidate), padding):
+            return stored, candidate
+    measured = values[~padding]
+    raise ScanError(
+        f"values from {measured.min():.6g} to {measured.max():.6g} do not fit 16 signed bits with the source's "
+        f"rescale slope {slope.flat[0]:g} and intercept {intercept.flat[0]:g} (with room for its padding): "
+        "nothing was written. Clip them to the range of the source first"
+    )
+
+
+def _found_again(scan: Scan, stored: np.ndarray, values: np.ndarray, pixel: _PixelFormat) -> np.ndarray:
+    """The padding that a reader of these stored values would find."""
+    if pixel.padding_moved:
+        return stored == PADDING_MOVED
+    start, parts = 0, []
+    for header, frames in zip(scan.origin.headers, scan.origin.frames, strict=True):
+        part = stored[start : start + frames]
+        parts.append(declared_padding(part, header, pixel.allocated, pixel.signed))
+        start += frames
+    found = np.concatenate(parts)
+    return found | undeclared_padding(stored, values) if scan.scale == "HU" else found
+
+
+def _derive(header: Any, new: _NewSeries, index: int, pixel: _PixelFormat) -> Any:
+    """A copy of the source's header, made to say what the new image is."""
+    from copy import deepcopy
+
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    dataset = deepcopy(header)
+    dataset.remove_private_tags()
+    for keyword in STALE:
+        if keyword in dataset:
+            del dataset[keyword]
+    _drop_embedded_overlays(dataset)
+
+    source_class = header.get("SOPClassUID")
+    dataset.SOPClassUID = source_class or (CTImageStorage if header.Modality == "CT" else MRImageStorage)
+    dataset.SOPInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID = new.series_uid
+    dataset.StudyInstanceUID = new.study_uid
+    dataset.SeriesNumber = int(header.get("SeriesNumber") or 0) + 1000
+    dataset.InstanceNumber = new.instance_numbers[index]
+    dataset.SeriesDescription = new.series_description
+    kind = list(header.get("ImageType") or [])
+    dataset.ImageType = ["DERIVED", "SECONDARY", kind[2] if len(kind) > 2 else _PLANE[header.Modality]]
+    dataset.DerivationDescription = new.description
+    dataset.DerivationCodeSequence = [_code("113087", "Smoothing")]
+    if header.get("SOPInstanceUID"):
+        dataset.SourceImageSequence = [_reference(dataset.SOPClassUID, header.SOPInstanceUID)]
+    elif "SourceImageSequence" in dataset:
+        del dataset.SourceImageSequence  # names the source's own sources, which are not ours
+    now = _now(header)
+    dataset.InstanceCreationDate = dataset.ContentDate = now[:8]
+    dataset.InstanceCreationTime = dataset.ContentTime = now[8:]
+    dataset.ContributingEquipmentSequence = [
+        *(header.get("ContributingEquipmentSequence") or []),
+        _equipment(new.description, now),
+    ]
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset
+
+
+_PLANE = {"CT": "AXIAL", "MR": "OTHER"}
+
+
+def _set_pixels(dataset: Any, stored: np.ndarray, pixel: _PixelFormat) -> None:
+    dataset.BitsAllocated, dataset.BitsStored = pixel.allocated, pixel.stored
+    dataset.HighBit, dataset.PixelRepresentation = pixel.stored - 1, int(pixel.signed)
+    if dataset.get("PixelPaddingValue") is not None or pixel.padding_moved:
+        vr = "SS" if pixel.signed else "US"
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+            if pixel.padding_moved and keyword in dataset:
+                del dataset[keyword]
+            elif dataset.get(keyword) is not None:
+                value = wrap(int(dataset[keyword].value), 16, pixel.signed)
+                del dataset[keyword]
+                dataset.add_new(keyword, vr, value)
+        if pixel.padding_moved:
+            dataset.add_new("PixelPaddingValue", "SS", PADDING_MOVED)
+    dtype = np.dtype(f"<{'i' if pixel.signed else 'u'}{pixel.allocated // 8}")
+    data = stored.astype(dtype).tobytes()
+    dataset.add_new("PixelData", "OB" if pixel.allocated == 8 else "OW", data + b"\0" * (len(data) % 2))
+
+
+def _drop_embedded_overlays(dataset: Any) -> None:
+    """Overlays kept in unused bits of the pixels cannot survive new pixels; those with own data stay."""
+    for group in {tag.group for tag in dataset.keys() if 0x6000 <= tag.group <= 0x60FF}:
+        if (group, 0x3000) not in dataset:
+            for tag in [tag for tag in dataset.keys() if tag.group == group]:
+                del dataset[tag]
+
+
+def _instance_numbers(headers: list[Any]) -> list[int]:
+    """The source's numbers where they are all there and all different, so that viewers keep its order."""
+    numbers = [header.get("InstanceNumber") for header in headers]
+    if all(number is not None for number in numbers) and len(set(numbers)) == len(numbers):
+        return [int(number) for number in numbers]
+    return list(range(1, len(headers) + 1))
+
+
+def _code(value: str, meaning: str) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
+
+
+def _reference(sop_class: str, sop_instance: str) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_instance
+    item.SpatialLocationsPreserved = "YES"
+    item.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    return item
+
+
+def _equipment(description: str, now: str) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    item.Manufacturer = item.ManufacturerModelName = "ldctlib"
+    item.SoftwareVersions = str(getattr(ldctlib, "__version__", "unknown"))
+    item.ContributionDateTime = now
+    item.ContributionDescription = description
+    return item
+
+
+def _now(header: Any) -> str:
+    """YYYYMMDDHHMMSS in the zone that the source's own times are in."""
+    offset = str(header.get("TimezoneOffsetFromUTC") or "")
+    zone = None
+    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
+        minutes = int(offset[1:3]) * 60 + int(offset[3:])
+        zone = datetime.timezone(datetime.timedelta(minutes=-minutes if offset[0] == "-" else minutes))
+    return datetime.datetime.now(zone).strftime("%Y%m%d%H%M%S")
+
+
+@contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[Path]:
+    """A scratch folder beside ``folder`` that becomes it at the end; on failure nothing is left."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ScanError(f"{folder} exists and is not an empty folder: name a new one for the derived series")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    work.chmod(0o755)
+    try:
+        yield work
+        if folder.exists():
+            folder.rmdir()
+        os.replace(work, folder)
+    except LdctError:
+        raise
+    except Exception as error:  # pydicom raises many kinds while it writes a header that came in damaged
+        raise ScanError(f"the derived series could not be written to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,318 @@
+"""Reading CT and MR series from DICOM files, with their traps: padding, scouts, order, gaps, compression."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldctlib.data.derived import write_derived
+from ldctlib.data.scan import UNDECLARED_PADDING_HU, Scan, declared_padding, undeclared_padding
+from ldctlib.data.volume import Piece, assemble
+from ldctlib.errors import LdctError, MissingDependency, ScanError
+
+__all__ = ["Scan", "SeriesInfo", "list_series", "pydicom_ct_slice", "read_scan", "read_series", "write_derived"]
+
+LARGEST_FILE_PIXELS = 1 << 28
+"""A header that asks for more pixels than this in one file is damaged."""
+
+PLUGINS = {
+    "JPEG 2000": "pylibjpeg and pylibjpeg-openjpeg",
+    "JPEG-LS": "pyjpegls",
+    "JPEG": "python-gdcm, or pylibjpeg and pylibjpeg-libjpeg",
+}
+"""What decodes a compressed transfer syntax whose name begins so; first match."""
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """One series in a folder: what ``read_series(folder, series_uid=info.uid)`` would read."""
+
+    uid: str  # SeriesInstanceUID; "#2", "#3", ... where one series holds several orientations or shapes
+    modality: str
+    description: str
+    patient_id: str
+    shape: tuple[int, int]  # rows, columns
+    files: tuple[Path, ...]
+    unreadable: str | None  # why this is no CT or MR image series, or None
+
+    def __str__(self) -> str:
+        what = self.unreadable or f"{self.modality} {self.shape[0]}x{self.shape[1]}"
+        name = f' "{self.description}"' if self.description else ""
+        return f"{self.uid or '(no series UID)'}: {len(self.files)} file(s), {what}{name}"
+
+
+def list_series(path: str | Path | Sequence[str | Path]) -> list[SeriesInfo]:
+    """Every DICOM series in a folder and its subfolders (or among some files), without reading pixels.
+
+    Files that are not DICOM are passed over; a DICOM file that cannot be parsed raises ScanError, since a
+    series without it would be wrong in silence.
+    """
+    groups: dict[tuple, list[tuple[Path, Any]]] = {}
+    for file in _dicom_files(path):
+        with _reading(file):
+            header = _read(file, pixels=False)
+            groups.setdefault(_group(header), []).append((file, header))
+    found, seen = [], {}
+    for key in sorted(groups, key=str):
+        header, uid = groups[key][0][1], key[0]
+        seen[uid] = seen.get(uid, 0) + 1
+        found.append(
+            SeriesInfo(
+                uid=uid if seen[uid] == 1 else f"{uid}#{seen[uid]}",
+                modality=str(header.get("Modality") or ""),
+                description=str(header.get("SeriesDescription") or ""),
+                patient_id=str(header.get("PatientID") or ""),
+                shape=(int(header.get("Rows") or 0), int(header.get("Columns") or 0)),
+                files=tuple(file for file, _ in groups[key]),
+                unreadable=_unreadable(header),
+            )
+        )
+    return found
+
+
+def read_series(
+    path: str | Path | Sequence[str | Path], *, series_uid: str | None = None, allow_gaps: bool = False
+) -> Scan:
+    """Read one CT or MR series: a file, a folder with its subfolders, or a list of files.
+
+    CT comes in HU (stored x RescaleSlope + RescaleIntercept of each file, padding masked before), everything
+    else with scale "arbitrary". Slices are ordered by their position along the normal of the image plane.
+    Scouts and files that are no CT or MR images are left aside; if more than one series remains,
+    ``series_uid`` says which (see :func:`list_series`).
+
+    A missing or uneven step between slices is an error, because volumes and 3-D filters would be wrong in
+    silence; ``allow_gaps=True`` reads them and says so in ``Scan.notes``. Copies of the same slice are
+    dropped with a note; different images at one place are an error. A tilted gantry is noted.
+
+    Raises ScanError (what was found, and where), MissingDependency (which decoder to install).
+    """
+    infos = list_series(path)
+    if not infos:
+        raise ScanError(f"{_name(path)} holds no DICOM file")
+    info = _choose(infos, series_uid, path)
+    pieces = [_read_piece(file) for file in info.files]
+    with _reading(info.files[0]):
+        return assemble(pieces, allow_gaps=allow_gaps)
+
+
+def read_scan(path: str | Path, *, scale: str = "HU", **dicom_options: Any) -> Scan:
+    """Read a DICOM file or folder, a NIfTI file (.nii, .nii.gz) or a NumPy file (.npy).
+
+    ``scale`` says what the numbers of a NIfTI or NumPy file are, since they do not say it themselves.
+    """
+    from ldctlib.data.nifti import read_nifti, read_npy
+
+    path = Path(path)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return read_nifti(path, scale=scale)
+    if path.suffix.lower() == ".npy":
+        return read_npy(path, scale=scale)
+    return read_series(path, **dicom_options)
+
+
+def pydicom_ct_slice() -> Scan:
+    """The one real CT slice that ships: CT_small.dcm in pydicom's wheel, 128 x 128, GE, contrast-enhanced."""
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file("CT_small.dcm", download=False)
+    if path is None:
+        raise ScanError("pydicom's wheel comes without CT_small.dcm here: reinstall pydicom")
+    return read_series(path)
+
+
+# --- files and series ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Whatever a damaged file makes pydicom raise becomes a ScanError; its warnings are of no use to us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except LdctError:
+            raise
+        except Exception as error:  # parsers and decoders raise nearly every kind on damaged bytes
+            reason = " ".join(str(error).split())[:300]
+            raise ScanError(f"{file} cannot be read, it seems damaged ({type(error).__name__}: {reason})") from error
+
+
+def _dicom_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    if not isinstance(path, str | Path):
+        return [file for one in path for file in _dicom_files(one)]
+    path = Path(path)
+    if path.is_dir():
+        return [file for file in sorted(path.rglob("*")) if file.is_file() and _is_dicom(file)]
+    if not path.is_file():
+        raise ScanError(f"{path} does not exist: give a DICOM file or a folder of them")
+    if not _is_dicom(path):
+        raise ScanError(f"{path} is not a DICOM file (no DICM mark at byte 128)")
+    return [path]
+
+
+def _is_dicom(file: Path) -> bool:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError as error:
+        raise ScanError(f"{file} cannot be opened: {error}") from error
+
+
+_LISTED = [
+    "SOPClassUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "PatientID", "Rows", "Columns",
+    "ImageType", "ImageOrientationPatient", "PixelSpacing", "SamplesPerPixel", "PhotometricInterpretation",
+    0x70291010,  # detector rows of DICOM-CT-PD
+]  # fmt: skip
+
+
+def _read(file: Path, *, pixels: bool) -> Any:
+    from pydicom import dcmread
+
+    if pixels:
+        return dcmread(file)
+    return dcmread(file, stop_before_pixels=True, specific_tags=_LISTED)
+
+
+def _group(header: Any) -> tuple:
+    """Files with the same key can be one volume."""
+    numbers = [header.get(keyword) or () for keyword in ("ImageOrientationPatient", "PixelSpacing")]
+    return (
+        str(header.get("SeriesInstanceUID") or ""),
+        _unreadable(header) or "",
+        int(header.get("Rows") or 0),
+        int(header.get("Columns") or 0),
+        *(tuple(round(float(number), 4) for number in group) for group in numbers),
+    )
+
+
+def _unreadable(header: Any) -> str | None:
+    """Why this is not a plain CT or MR image, in a few words; None if it is one."""
+    from pydicom.uid import CTImageStorage, MRImageStorage
+
+    sop_class, modality = header.get("SOPClassUID") or "", str(header.get("Modality") or "")
+    # anonymised files may have lost their SOP class; their modality then has to do
+    if sop_class not in (CTImageStorage, MRImageStorage, "") or modality not in ("CT", "MR"):
+        # a DICOMDIR names its class in the file's meta header only
+        sop_class = sop_class or header.file_meta.get("MediaStorageSOPClassUID")
+        name = getattr(sop_class, "name", "") or "a file without SOP class"
+        hint = " of one frame a file: convert it to that first" if "Enhanced" in name else ""
+        return f"{name} ({modality or 'no modality'}), not a CT or MR image{hint}"
+    if 0x70291010 in header:
+        return "raw projections (DICOM-CT-PD), not an image"
+    if not header.get("Rows") or not header.get("Columns"):
+        return "no image in the file"
+    if header.get("SamplesPerPixel", 1) != 1 or not str(header.get("PhotometricInterpretation")).startswith("MONO"):
+        return f"a colour image ({header.get('PhotometricInterpretation')})"
+    if "LOCALIZER" in (header.get("ImageType") or []):
+        return "a localizer (scout)"
+    return None
+
+
+def _choose(infos: list[SeriesInfo], series_uid: str | None, path: Any) -> SeriesInfo:
+    listing = "\n  ".join(str(info) for info in infos)
+    if series_uid is not None:
+        named = [info for info in infos if info.uid == series_uid]
+        if not named:
+            raise ScanError(f"{_name(path)} has no series {series_uid}. It holds:\n  {listing}")
+        infos = named
+    readable = [info for info in infos if info.unreadable is None]
+    if len(readable) == 1:
+        return readable[0]
+    if readable:
+        raise ScanError(f"{_name(path)} holds several series; choose one with series_uid=:\n  {listing}")
+    if len(infos) == 1 and len(infos[0].files) == 1:
+        raise ScanError(f"{infos[0].files[0]} is {infos[0].unreadable}")
+    raise ScanError(f"{_name(path)} holds no CT or MR image:\n  {listing}")
+
+
+def _name(path: Any) -> str:
+    return str(path) if isinstance(path, str | Path) else f"this list of {len(path)} files"
+
+
+# --- one file --------------------------------------------------------------------------------------------
+
+
+def _read_piece(file: Path) -> Piece:
+    with _reading(file):
+        header = _read(file, pixels=True)
+        reason = _unreadable(header)
+        if reason:
+            raise ScanError(f"{file} is {reason}")
+        stored = _decode(file, header)
+        allocated, used = int(header.BitsAllocated), int(header.BitsStored)
+        signed = bool(header.PixelRepresentation)
+        if not 0 < used <= allocated or int(header.get("HighBit", used - 1)) != used - 1:
+            raise ScanError(f"{file} stores {used} of {allocated} bits up to bit {header.get('HighBit')}: not supported")
+        padding = declared_padding(stored, header, allocated, signed)
+        slope, intercept, scale = _rescale(file, header)
+        # bits above the stored ones may hold overlays, or nothing that means anything
+        shift = stored.dtype.itemsize * 8 - used
+        values = ((stored << shift) >> shift) * slope + intercept
+        lossy = header.get("LossyImageCompression") == "01"
+        if scale == "HU":
+            # compression with loss smears padding over neighbouring values, so that no single one marks it
+            padding |= values < UNDECLARED_PADDING_HU if lossy else undeclared_padding(stored, values)
+        origin, axes = _geometry(file, header)
+        for keyword in ("PixelData", "DataSetTrailingPadding"):
+            if keyword in header:
+                del header[keyword]
+        return Piece(file, header, values, padding, stored, scale, origin, axes, lossy)
+
+
+def _decode(file: Path, header: Any) -> np.ndarray:
+    """Stored integers (F, H, W), bits beyond BitsStored untouched."""
+    from pydicom.pixels import get_decoder, pixel_array
+
+    if "PixelData" not in header:
+        raise ScanError(f"{file} has no PixelData: it is a header only, or cut off")
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not syntax:
+        raise ScanError(f"{file} does not say its transfer syntax, so its pixels cannot be decoded")
+    frames = int(header.get("NumberOfFrames") or 1)
+    if not 0 < header.Rows * header.Columns * frames <= LARGEST_FILE_PIXELS:
+        raise ScanError(f"{file} claims {frames} frame(s) of {header.Rows} x {header.Columns}: it seems damaged")
+    if syntax.is_compressed and syntax.is_encapsulated and not get_decoder(syntax).is_available:
+        plugin = next((what for start, what in PLUGINS.items() if syntax.name.startswith(start)), "pylibjpeg")
+        raise MissingDependency(
+            f"{file} is compressed as {syntax.name}; decoding that needs {plugin}. "
+            f'Install what reads most compressed files with: pip install "ldctlib[compressed]"'
+        )
+    stored = pixel_array(header, correct_unused_bits=False)
+    return stored.reshape(frames, int(header.Rows), int(header.Columns))
+
+
+def _rescale(file: Path, header: Any) -> tuple[float, float, str]:
+    """Slope, intercept, and what they lead to: "HU" for CT unless it says otherwise."""
+    if header.get("ModalityLUTSequence"):
+        raise ScanError(f"{file} maps its pixels through a lookup table, not a rescale: it cannot be read as HU")
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    if header.Modality == "CT" and (slope is None or intercept is None):
+        raise ScanError(f"{file} is CT without RescaleSlope and RescaleIntercept: its HU are unknown")
+    slope = 1.0 if slope is None else float(slope)
+    intercept = 0.0 if intercept is None else float(intercept)
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
+        raise ScanError(f"{file} has RescaleSlope {slope} and RescaleIntercept {intercept}: it seems damaged")
+    is_hu = header.Modality == "CT" and (header.get("RescaleType") or "HU") == "HU"
+    return slope, intercept, "HU" if is_hu else "arbitrary"
+
+
+def _geometry(file: Path, header: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Position of the first pixel's centre and the image's axes, or None where the file lacks them."""
+    position, orientation = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
+    if not position or not orientation:
+        return None, None
+    origin = np.array(position, np.float64)
+    along_row, down_column = np.array(orientation, np.float64).reshape(2, 3)
+    lengths = np.array([along_row @ along_row, down_column @ down_column])
+    if origin.shape != (3,) or not np.isfinite(origin).all():
+        raise ScanError(f"{file} has ImagePositionPatient {position}: it seems damaged")
+    if not np.allclose(lengths, 1, atol=1e-2) or not abs(along_row @ down_column) < 1e-2:
+        raise ScanError(f"{file} has ImageOrientationPatient {orientation}, which is no pair of axes")
+    return origin, np.stack([along_row, down_column, np.cross(along_row, down_column)])

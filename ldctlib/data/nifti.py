@@ -1,0 +1,123 @@
+"""NIfTI (through nibabel) and NumPy files as scans, and derived NIfTI."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldctlib.data.scan import NiftiOrigin, Scan, check_values, fill_padding
+from ldctlib.errors import LdctError, ScanError, require
+
+
+def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
+    """Read a 3-D NIfTI volume as (D, H, W), turned the way :func:`ldctlib.data.dicom.read_series` gives an
+    axial scan: slices from feet to head, rows from front to back, columns from the patient's right to left
+    (the nearest permutation and flips of the stored axes; nothing is resampled).
+
+    ``scale`` says what the numbers are ("HU" or "arbitrary"), because the format does not. NaN voxels are
+    padding. Raises ScanError for what is no 3-D volume of real numbers, MissingDependency without nibabel.
+    """
+    nib = require("nibabel", extra="nifti", needed_for="reading NIfTI")
+    path = Path(path)
+    if not path.is_file():
+        raise ScanError(f"{path} does not exist: give a .nii or .nii.gz file")
+    try:
+        image = nib.load(path)
+        shape = tuple(int(n) for n in image.shape)
+        if image.get_data_dtype().kind not in "iuf":
+            raise ScanError(f"{path} holds {image.get_data_dtype()}, not one real number a voxel")
+        if len(shape) < 2 or any(n != 1 for n in shape[3:]) or not all(shape[:3]):
+            raise ScanError(f"{path} has shape {shape}: one 3-D volume is needed; split other series first")
+        volume = np.asarray(image.dataobj, np.float64).reshape((shape + (1,))[:3])
+        orientation = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("LPS")
+        )
+        turned = nib.orientations.apply_orientation(volume, orientation)
+        affine = image.affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape)
+    except LdctError:
+        raise
+    except Exception as error:  # nibabel and zlib raise many kinds on damaged files
+        raise ScanError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error})") from error
+    values = np.ascontiguousarray(turned.transpose(2, 1, 0))
+    padding = np.isnan(values)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    notes = ()
+    if scale == "HU" and np.nanmin(values, initial=0.0) >= 0:
+        notes = ("no value is below zero: are these HU?",)
+    return Scan(
+        values=torch.from_numpy(fill_padding(values, padding, scale).astype(np.float32)),
+        scale=scale,
+        spacing_mm=(float(spacing[2]), float(spacing[1]), float(spacing[0])),
+        padding=torch.from_numpy(padding) if padding.any() else None,
+        description=_stem(path),
+        positions_mm=tuple(float(affine[2, 3] + affine[2, 2] * k) for k in range(len(values))),
+        affine=affine,
+        notes=notes,
+        source_files=(path,),
+        origin=NiftiOrigin(image.header.copy(), image.affine.copy(), shape, orientation),
+    )
+
+
+def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, description: str) -> Path:
+    """Write ``values`` (D, H, W) or (D, 1, H, W) as float32 NIfTI in the orientation of the file that ``scan``
+    came from, or in the scan's own where it was not NIfTI. Padding becomes NaN. Returns the path."""
+    nib = require("nibabel", extra="nifti", needed_for="writing NIfTI")
+    path = Path(path)
+    suffix = next((end for end in (".nii.gz", ".nii") if path.name.lower().endswith(end)), None)
+    if suffix is None:
+        raise ScanError(f"{path} must end in .nii or .nii.gz")
+    array = check_values(scan, values).astype(np.float32)
+    if scan.padding is not None:
+        array[scan.padding.numpy()] = np.nan
+    volume = array.transpose(2, 1, 0)
+    if isinstance(scan.origin, NiftiOrigin):
+        back = nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt("LPS"), nib.orientations.io_orientation(scan.origin.affine)
+        )
+        volume = nib.orientations.apply_orientation(volume, back).reshape(scan.origin.shape)
+        image = nib.Nifti1Image(volume, scan.origin.affine, scan.origin.header)
+    elif scan.affine is not None:
+        image = nib.Nifti1Image(volume, scan.affine)
+    else:
+        raise ScanError("this scan has no geometry, which NIfTI needs")
+    image.set_data_dtype(np.float32)
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, work = tempfile.mkstemp(prefix=f".{_stem(path)}-", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        nib.save(image, work)
+        os.chmod(work, 0o644)
+        os.replace(work, path)
+    finally:
+        Path(work).unlink(missing_ok=True)
+    return path
+
+
+def read_npy(path: str | Path, *, scale: str = "HU") -> Scan:
+    """Read a NumPy file of shape (H, W) or (D, H, W), rows and columns as displayed; it has no geometry."""
+    path = Path(path)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy raises ValueError, EOFError, OSError on damaged files
+        raise ScanError(f"{path} cannot be read as a NumPy array ({type(error).__name__}: {error})") from error
+    if array.ndim not in (2, 3) or array.dtype.kind not in "iuf" or array.size == 0:
+        raise ScanError(f"{path} holds {array.dtype} of shape {array.shape}: (H, W) or (D, H, W) numbers are needed")
+    values = array.reshape((-1, *array.shape[-2:])).astype(np.float64)
+    padding = np.isnan(values)
+    return Scan(
+        values=torch.from_numpy(fill_padding(values, padding, scale).astype(np.float32)),
+        scale=scale,
+        spacing_mm=None,
+        padding=torch.from_numpy(padding) if padding.any() else None,
+        description=_stem(path),
+        source_files=(path,),
+    )
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")

@@ -1,0 +1,170 @@
+"""Training pairs: aligned patches of a clean slice and the same slice with scanner noise.
+
+Slices and noise come from two banks that are drawn anew now and then, so that the network and not the simulator sets
+the pace. Every sample is a function of (seed, n) alone: training resumes exactly, and several processes share one
+stream.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ldctlib.ct.dose import Scanner, photon_counts
+from ldctlib.ct.dose import line_integrals as log_counts
+from ldctlib.ct.geometry import ParallelGeometry
+from ldctlib.ct.phantom import Patient
+from ldctlib.ct.projector import Kernel, projector
+from ldctlib.data.natural import random_hu
+from ldctlib.errors import ParameterError
+from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
+
+PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
+"""Pixel sizes of the noise bank: a few values, so that the projectors stay cached."""
+
+
+def random_kernel(rng: np.random.Generator) -> Kernel:
+    """A reconstruction kernel between a soft one and a sharp one that reaches past the pixel's Nyquist frequency."""
+    if rng.random() < 0.45:
+        return Kernel(0.0, rng.uniform(0.5, 1.15), tilt=rng.uniform(0, 0.15))
+    return Kernel(rng.uniform(0.1, 0.65), rng.uniform(0.75, 1.25), tilt=rng.uniform(0, 0.25))
+
+
+def phantom_slices(rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
+    """``count`` noise-free slices in HU, float32 (count, size, size), four to a patient, thin and thick."""
+    out = np.empty((count, size, size), np.float32)
+    for i in range(count):
+        if i % 4 == 0:
+            patient = Patient.random(int(rng.integers(2**31)))
+            low, high = patient.z_range_mm
+        thickness = rng.choice((1.0, 1.0, 3.0))
+        z = rng.uniform(low + 3, high - 3)
+        out[i] = patient.slice(z, size=size, thickness_mm=thickness).hu[0, 0].numpy()
+    return out
+
+
+def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodies=None) -> np.ndarray:
+    """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size).
+
+    Photon noise of a body's sinogram, detector bins of half a pixel (three in four) or one, reconstructed alone:
+    log(noisy) - log(clean) through FBP, which keeps streaks and everything else that varies over the image.
+    ``bodies`` (n, H, W) in HU lends the attenuation; by default the bank draws phantoms of its own.
+    """
+    if bodies is None:
+        bodies = phantom_slices(rng, max(4, count // 16), size=256)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    out = np.empty((count, size, size), np.float32)
+    yy, xx = np.mgrid[:size, :size] - (size - 1) / 2
+    centre = np.hypot(yy, xx) < 0.22 * size
+    # one geometry at a time: its matrices are built once and used for all of its share
+    plans = sorted((float(rng.choice(PIXELS_MM)), 2.0 if rng.random() < 0.75 else 1.0) for _ in range(count))
+    for i, (pixel_mm, bins_per_pixel) in enumerate(plans):
+        geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=bins_per_pixel, n_views=600)
+        project = projector(geometry)
+        body = torch.from_numpy(bodies[rng.integers(len(bodies))]).float()[None, None]
+        body = torch.rot90(body, int(rng.integers(4)), (2, 3))
+        line = projector(geometry.on_grid(body.shape[-1])).A(hu_to_mu(body)).clamp(min=0)
+        scanner = Scanner(photons=float(np.exp(rng.uniform(np.log(2e4), np.log(5e5)))),
+                          bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
+                          modulation=float(rng.uniform(0, 0.5)))
+        incident = scanner.incident(geometry, line)
+        counts = photon_counts(line, incident, generator=generator)
+        counts = counts + torch.randn(counts.shape, generator=generator) * scanner.electronic_sd
+        noise = project.fbp(log_counts(counts, incident) - line, random_kernel(rng))[0, 0].numpy()
+        noise *= 1000 / MU_WATER_PER_MM
+        out[i] = noise / max(float(noise[centre].std()), 1e-6)
+    return out
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """What is drawn for every patch."""
+
+    seed: int = 0
+    patch: int = 64  # pixels a side
+    slices: int = 256  # phantom slices in the bank
+    photographs: int = 128
+    noises: int = 160
+    refresh: int = 64_000  # samples between two drawings of the banks
+    photograph_share: float = 0.4
+    sd_low_hu: float = 6.0
+    sd_high_hu: float = 130.0
+    mix: float = 0.25  # share of samples whose noise adds two of the bank's, for spectra in between
+
+    def __post_init__(self):
+        if not 0 < self.sd_low_hu < self.sd_high_hu:
+            raise ParameterError(f"the noise range must rise, got {self.sd_low_hu} to {self.sd_high_hu} HU")
+        if self.patch < 16 or self.patch > 256:
+            raise ParameterError(f"patch must lie between 16 and 256 pixels, got {self.patch}")
+
+
+class NoisePatches(Dataset):
+    """``dataset[n]`` -> {"ldct_hu", "clean_hu" (1, P, P) float32, "sd_hu" scalar}: sample n of an endless stream."""
+
+    def __init__(self, config: PatchConfig = PatchConfig(), *, length: int = 2**40):
+        self.config, self.length = config, length
+        self._generation = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def _banks(self, n: int):
+        generation = n // self.config.refresh
+        if generation != self._generation:
+            rng = np.random.default_rng([self.config.seed, 0xBA27, generation])
+            self._slices = phantom_slices(rng, self.config.slices).astype(np.float16)
+            self._photographs = [random_hu(rng, min_size=max(128, self.config.patch)).astype(np.float16)
+                                 for _ in range(self.config.photographs)]
+            bodies = self._slices[:: max(1, self.config.slices // 32)].astype(np.float32)
+            self._noises = scanner_noise(rng, self.config.noises, bodies=bodies).astype(np.float16)
+            self._generation = generation
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        self._banks(n)
+        c = self.config
+        rng = np.random.default_rng([c.seed, 0x5A3B, n])
+        if rng.random() < c.photograph_share:
+            clean = self._crop(self._photographs[rng.integers(len(self._photographs))], rng)
+        else:
+            clean = self._body_crop(self._slices[rng.integers(len(self._slices))], rng)
+        noise = self._noise(rng)
+        if rng.random() < c.mix:
+            weight = rng.uniform(0, 1)
+            noise = math.sqrt(weight) * noise + math.sqrt(1 - weight) * self._noise(rng)
+        sd = float(np.exp(rng.uniform(np.log(c.sd_low_hu), np.log(c.sd_high_hu))))
+        ldct = clean + sd * noise
+        if rng.random() < 0.5:
+            ldct = np.maximum(ldct, -1024.0)  # scanners store nothing below
+        return {"ldct_hu": torch.from_numpy(ldct[None]), "clean_hu": torch.from_numpy(clean[None]),
+                "sd_hu": torch.tensor(max(float((ldct - clean).std()), 0.5 * c.sd_low_hu), dtype=torch.float32)}
+
+    def _noise(self, rng):
+        return self._crop(self._noises[rng.integers(len(self._noises))], rng, margin=0.12)
+
+    def _body_crop(self, image, rng):
+        """A crop that is not all air: nine in ten have soft tissue at their centre."""
+        for _ in range(6):
+            patch = self._crop(image, rng)
+            middle = patch[patch.shape[0] // 2, patch.shape[1] // 2]
+            if middle > -300 or rng.random() < 0.1:
+                break
+        return patch
+
+    def _crop(self, image, rng, margin: float = 0.0):
+        """A turned and mirrored square of ``image`` as float32; ``margin`` keeps off its corners (no noise there)."""
+        p = self.config.patch
+        h, w = image.shape
+        dy, dx = int(margin * h), int(margin * w)
+        y, x = rng.integers(dy, h - p - dy + 1), rng.integers(dx, w - p - dx + 1)
+        patch = image[y:y + p, x:x + p].astype(np.float32)
+        if rng.random() < 0.5:
+            patch = patch[::-1]
+        if rng.random() < 0.5:
+            patch = patch[:, ::-1]
+        if rng.random() < 0.5:
+            patch = patch.T
+        return np.ascontiguousarray(patch)

@@ -1,0 +1,136 @@
+"""A scan in memory: values in their physical scale, geometry, and what is needed to write it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldctlib.errors import ParameterError, ScanError, ShapeError
+from ldctlib.units import AIR_HU
+
+SCALES = ("HU", "arbitrary")
+
+
+@dataclass
+class Scan:
+    """One series. Slices are ordered along the normal of the image plane; for an axial scan that is
+    from the feet to the head, rows run from front to back and columns from the patient's right to the left.
+
+    Padded pixels (outside the scanner's field of view) read as air, -1000 HU, or as the smallest measured
+    value where the scale is arbitrary; ``padding`` says which they are, and writing restores them.
+    """
+
+    values: torch.Tensor  # float32 (D, H, W)
+    scale: str  # "HU" or "arbitrary"
+    spacing_mm: tuple[float, float, float] | None  # (z, y, x); z is NaN where the file does not say
+    padding: torch.Tensor | None = None  # bool (D, H, W), or None where no pixel is padding
+    modality: str = ""
+    patient_id: str = ""
+    description: str = ""
+    thickness_mm: float | None = None
+    positions_mm: tuple[float, ...] | None = None  # (D,) along the normal of the image plane
+    affine: np.ndarray | None = None  # (4, 4) voxel (column, row, slice) to patient mm, RAS+ as in NIfTI
+    tilt_deg: float = 0.0  # angle between the stack's direction and the normal: a tilted gantry shears
+    notes: tuple[str, ...] = ()  # what a reader should know: dropped duplicates, gaps, tilt, guesses
+    source_files: tuple[Path, ...] = ()
+    origin: Any = field(default=None, repr=False)  # DicomOrigin or NiftiOrigin: the headers to write back
+
+    def __post_init__(self):
+        if self.scale not in SCALES:
+            raise ParameterError(f"a scan's scale is one of {SCALES}, got {self.scale!r}")
+        if self.values.ndim != 3:
+            raise ShapeError(f"a scan's values are (D, H, W), got {tuple(self.values.shape)}")
+
+    def images_hu(self) -> torch.Tensor:
+        """The slices as (D, 1, H, W), which is what a CT denoiser takes. Raises ScanError unless in HU."""
+        if self.scale != "HU":
+            raise ScanError(f"this {self.modality or 'scan'} is in arbitrary units, not HU: use .values[:, None]")
+        return self.values[:, None]
+
+
+@dataclass
+class DicomOrigin:
+    """Headers (pydicom datasets without pixels) and how many slices each of them covers, in slice order."""
+
+    headers: list[Any]
+    frames: list[int]
+    stored_padding: np.ndarray | None  # the stored values of the padded pixels, in boolean-index order
+
+
+@dataclass
+class NiftiOrigin:
+    """NIfTI header, affine, shape of the array on disk, and the flips and axes that made it (D, H, W)."""
+
+    header: Any
+    affine: np.ndarray
+    shape: tuple[int, ...]
+    orientation: np.ndarray
+
+
+def fill_padding(values: np.ndarray, padding: np.ndarray, scale: str) -> np.ndarray:
+    """Replace padded pixels by air (HU) or by the smallest measured value (arbitrary scale)."""
+    if not padding.any():
+        return values
+    if scale == "HU":
+        return np.where(padding, AIR_HU, values)
+    measured = values[~padding]
+    return np.where(padding, measured.min() if measured.size else 0.0, values)
+
+
+def check_values(scan: Scan, values: torch.Tensor) -> np.ndarray:
+    """Values to write for ``scan``: (D, H, W) or (D, 1, H, W), finite where not padding; as float64."""
+    array = torch.as_tensor(values).detach().cpu().to(torch.float64).numpy()
+    if array.ndim == 4 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != tuple(scan.values.shape):
+        raise ShapeError(
+            f"values to write are {tuple(values.shape)}, but the scan they come from is "
+            f"{tuple(scan.values.shape)}: one value for each of its pixels is needed"
+        )
+    finite = np.isfinite(array)
+    if scan.padding is not None:
+        finite |= scan.padding.numpy()
+        array = np.where(scan.padding.numpy(), 0.0, array)
+    if not finite.all():
+        raise ScanError(f"{(~finite).sum()} of the values to write are not finite: nothing was written")
+    return array
+
+
+# --- stored pixels ---------------------------------------------------------------------------------------
+
+UNDECLARED_PADDING_HU = -1500.0
+"""No material reads less than -1000 HU, and noise and undershoot seldom pass -1500 HU."""
+UNDECLARED_PADDING_SHARE = 0.005
+"""Share of a slice that its smallest value must fill before it is taken for undeclared padding."""
+
+
+def wrap(value: int, bits: int, signed: bool) -> int:
+    """An integer's bits, read as ``bits`` wide and signed or not: 63536 is -2000 in signed 16 bits."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if signed and value >> (bits - 1) else value
+
+
+def declared_padding(stored: np.ndarray, header: Any, bits: int, signed: bool) -> np.ndarray:
+    """Pixels from PixelPaddingValue to PixelPaddingRangeLimit, compared by their bits: writers differ in the
+    sign that they give the tag. ``stored`` is any integer array with all allocated bits still in place."""
+    if header.get("PixelPaddingValue") is None:
+        return np.zeros(stored.shape, bool)
+    value = wrap(int(header.PixelPaddingValue), bits, signed)
+    limit = header.get("PixelPaddingRangeLimit")
+    limit = value if limit is None else wrap(int(limit), bits, signed)
+    return (stored >= min(value, limit)) & (stored <= max(value, limit))
+
+
+def undeclared_padding(stored: np.ndarray, values_hu: np.ndarray) -> np.ndarray:
+    """Padding that the header does not name: a slice's smallest stored value, far below air and constant
+    over a visible area (GE scanners store -2000 outside the circle, whatever the tag says).
+
+    Both arrays are (D, H, W).
+    """
+    smallest = stored.min(axis=(1, 2), keepdims=True)
+    found = (stored == smallest) & (values_hu < UNDECLARED_PADDING_HU)
+    return found & (found.mean(axis=(1, 2), keepdims=True) >= UNDECLARED_PADDING_SHARE)

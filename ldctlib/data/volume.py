@@ -1,0 +1,197 @@
+"""From single DICOM images to one volume: order, duplicates, gaps, tilt, spacing, affine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldctlib.data.scan import DicomOrigin, Scan, fill_padding
+from ldctlib.errors import ScanError
+
+GAP = 0.1
+"""A step between slices may differ from the median step by this share of it."""
+SAME_POSITION_MM = 0.01
+
+PHASES = (
+    "AcquisitionNumber", "EchoTime", "EchoNumbers", "TriggerTime", "TemporalPositionIdentifier",
+    "DiffusionBValue", "AcquisitionTime", "ContentTime",
+)  # fmt: skip
+"""What may differ between two images at the same place, most telling first."""
+
+
+@dataclass
+class Piece:
+    """One file: its frames in physical values, its padding, its header without pixels."""
+
+    file: Path
+    header: Any
+    values: np.ndarray  # float64 (F, H, W)
+    padding: np.ndarray  # bool (F, H, W)
+    stored: np.ndarray  # integers (F, H, W), with all allocated bits
+    scale: str
+    origin_mm: np.ndarray | None  # (3,) ImagePositionPatient
+    axes: np.ndarray | None  # (3, 3) unit vectors: along a row, down a column, normal
+    lossy: bool  # compressed with loss at some time
+
+    @property
+    def position_mm(self) -> float:
+        """Along the normal."""
+        return float(self.axes[2] @ self.origin_mm)
+
+
+def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
+    """One scan from the files of one series; raises ScanError where they do not make a volume."""
+    notes: list[str] = []
+    if len(pieces) > 1:
+        pieces = _in_order(pieces, notes)
+    first = pieces[0]
+    if first.lossy:
+        notes.append("the source was compressed with loss")
+    step = _step(pieces, allow_gaps, notes)
+    tilt = _tilt_deg(first, step)
+    if tilt > 0.1:
+        notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the stack of slices is sheared")
+    spacing = _spacing(first, step, notes)
+    padding = np.concatenate([piece.padding for piece in pieces])
+    values = np.concatenate([piece.values for piece in pieces])
+    padded = bool(padding.any())
+    if padded:
+        stored = np.concatenate([piece.stored for piece in pieces])[padding].astype(np.int64)
+    return Scan(
+        values=torch.from_numpy(fill_padding(values, padding, first.scale).astype(np.float32)),
+        scale=first.scale,
+        spacing_mm=spacing,
+        padding=torch.from_numpy(padding) if padded else None,
+        modality=str(first.header.Modality),
+        patient_id=str(first.header.get("PatientID") or ""),
+        description=str(first.header.get("SeriesDescription") or ""),
+        thickness_mm=_positive(first.header.get("SliceThickness")),
+        positions_mm=_positions(pieces),
+        affine=_affine(first, step, spacing),
+        tilt_deg=tilt,
+        notes=tuple(notes),
+        source_files=tuple(piece.file for piece in pieces),
+        origin=DicomOrigin(
+            headers=[piece.header for piece in pieces],
+            frames=[len(piece.values) for piece in pieces],
+            stored_padding=stored if padded else None,
+        ),
+    )
+
+
+def _in_order(pieces: list[Piece], notes: list[str]) -> list[Piece]:
+    """Sorted along the normal; copies dropped."""
+    for piece in pieces:
+        if len(piece.values) > 1:
+            raise ScanError(f"{piece.file} has several frames and is not alone in its series: read it by itself")
+        if piece.axes is None:
+            raise ScanError(
+                f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient, so its place among "
+                f"{len(pieces)} slices is unknown: read it by itself, or leave it out"
+            )
+        if piece.scale != pieces[0].scale:
+            raise ScanError(f"{piece.file} is in other units than {pieces[0].file}: this series mixes them")
+    kept: list[Piece] = []
+    dropped = 0
+    # the file's name makes the choice among copies the same on every machine
+    for piece in sorted(pieces, key=lambda piece: (round(piece.position_mm, 3), piece.file.name)):
+        if kept and abs(piece.position_mm - kept[-1].position_mm) < SAME_POSITION_MM:
+            if not np.array_equal(piece.values, kept[-1].values):
+                raise ScanError(_clash(kept[-1], piece))
+            dropped += 1
+        else:
+            kept.append(piece)
+    if dropped:
+        notes.append(f"{dropped} file(s) that repeat another slice were left out")
+    return kept
+
+
+def _clash(one: Piece, other: Piece) -> str:
+    differ = [key for key in PHASES if one.header.get(key) != other.header.get(key)]
+    hint = f"; they differ in {', '.join(differ)}" if differ else ""
+    return (
+        f"{one.file} and {other.file} show different images at the same place "
+        f"({one.position_mm:.2f} mm along the normal){hint}. Put one phase or echo into a folder of its own"
+    )
+
+
+def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray | None:
+    """The vector from one slice to the next; None for a single slice, frames in time, or scattered slices."""
+    if len(pieces) < 2:
+        if len(pieces[0].values) > 1:
+            notes.append("a multi-frame file: its frames are taken as they come, as slices or moments")
+        return None
+    along = np.diff([piece.position_mm for piece in pieces])
+    median = float(np.median(along))
+    uneven = np.abs(along - median) > GAP * median
+    if uneven.any():
+        where = ", ".join(
+            f"{pieces[i].position_mm:.2f} to {pieces[i + 1].position_mm:.2f} mm" for i in np.flatnonzero(uneven)[:3]
+        )
+        message = (
+            f"{uneven.sum()} of {len(along)} steps between slices are not the usual {median:.3g} mm "
+            f"({where}{', ...' if uneven.sum() > 3 else ''}): slices are missing or unevenly spaced"
+        )
+        if not allow_gaps:
+            raise ScanError(f"{pieces[0].file.parent}: {message}. Read it with allow_gaps=True if that is meant")
+        notes.append(message)
+    if uneven.sum() > len(along) / 2:  # a sample of a series: its steps say nothing of the slices' spacing
+        return None
+    steps = np.diff([piece.origin_mm for piece in pieces], axis=0)
+    return steps[int(np.argmin(np.abs(along - median)))]
+
+
+def _tilt_deg(first: Piece, step: np.ndarray | None) -> float:
+    """The header's gantry tilt, or the angle between the stack and the normal if that is larger."""
+    tilt = abs(float(first.header.get("GantryDetectorTilt") or 0.0))
+    if step is None:
+        return tilt
+    return max(tilt, math.degrees(math.acos(min(1.0, abs(first.axes[2] @ step) / np.linalg.norm(step)))))
+
+
+def _spacing(first: Piece, step: np.ndarray | None, notes: list[str]) -> tuple[float, float, float] | None:
+    in_plane = first.header.get("PixelSpacing")
+    if not in_plane:
+        if first.header.Modality == "CT":
+            raise ScanError(f"{first.file} is CT without PixelSpacing: it seems damaged")
+        notes.append("the file does not say its pixel spacing")
+        return None
+    y, x = (float(value) for value in in_plane)
+    if not (math.isfinite(y) and math.isfinite(x) and y > 0 and x > 0):
+        raise ScanError(f"{first.file} has PixelSpacing {in_plane}: it seems damaged")
+    if step is not None:
+        return float(abs(first.axes[2] @ step)), y, x
+    z = _positive(first.header.get("SpacingBetweenSlices")) or _positive(first.header.get("SliceThickness"))
+    return z or math.nan, y, x
+
+
+def _positive(value: Any) -> float | None:
+    number = float(value) if value not in (None, "") else math.nan
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def _positions(pieces: list[Piece]) -> tuple[float, ...] | None:
+    if any(piece.axes is None or len(piece.values) > 1 for piece in pieces):
+        return None
+    return tuple(piece.position_mm for piece in pieces)
+
+
+def _affine(first: Piece, step: np.ndarray | None, spacing: tuple[float, float, float] | None) -> np.ndarray | None:
+    """Voxel (column, row, slice) to patient mm, RAS+: DICOM's axes point left and to the back, hence the signs.
+
+    DICOM PS3.3 C.7.6.2.1.1, with its third column for a stack.
+    """
+    if first.axes is None or spacing is None:
+        return None
+    z, y, x = spacing
+    affine = np.eye(4)
+    affine[:3, 0] = first.axes[0] * x
+    affine[:3, 1] = first.axes[1] * y
+    affine[:3, 2] = step if step is not None else first.axes[2] * (z if math.isfinite(z) else 1.0)
+    affine[:3, 3] = first.origin_mm
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine

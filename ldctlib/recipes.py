@@ -1,0 +1,185 @@
+"""How each shipped checkpoint is trained: one recipe each, the same call alone, in a notebook, under ``torchrun``.
+
+    python -m ldctlib.recipes nafnet --profile train
+    python -m ldctlib.recipes nafnet --profile train --max-seconds 500     # again and again: it resumes
+    torchrun --standalone --nproc_per_node 4 -m ldctlib.recipes nafnet --profile train
+
+A recipe has two stages, as warm-up-stable-decay schedules have: a long one at a constant rate, which can be prolonged
+at will, and a shorter one whose rate falls to zero. The shipped checkpoint is the average of the second's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldctlib import checkpoints
+from ldctlib.data.patches import NoisePatches, PatchConfig
+from ldctlib.errors import ParameterError
+from ldctlib.training import TrainConfig, train
+from ldctlib.units import SOFT_TISSUE, Range
+
+DENOISER_RANGE = Range(-1000.0, 1000.0)
+"""Model units of the regression networks: soft tissue near 0, 100 HU of noise at 0.1. Nothing is clipped."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a checkpoint."""
+
+    model: str  # a key of checkpoints.MODELS
+    config: dict[str, Any]  # the model's keyword arguments
+    patches: PatchConfig
+    stable: TrainConfig
+    decay: TrainConfig
+    range: Range = DENOISER_RANGE
+    notes: dict[str, Any] = field(default_factory=dict)  # goes into trained_on
+
+
+def denoising_loss(value_range: Range) -> Callable[[nn.Module, dict[str, Tensor], torch.Generator], Tensor]:
+    """Squared error over the noise's variance, so that every dose counts; bone, lung and air at a quarter's weight.
+
+    The variance has a floor of (15 HU)^2: below it there is nothing worth learning.
+    """
+
+    def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        clean = batch["clean_hu"]
+        predicted = model(value_range.to_model(batch["ldct_hu"]).to(memory_format=torch.channels_last))
+        error = (predicted.float() - value_range.to_model(clean)) / value_range.scale
+        variance = batch["sd_hu"].square()[:, None, None, None] + 15.0**2
+        soft = (clean > SOFT_TISSUE.low - 40) & (clean < SOFT_TISSUE.high + 60)
+        weight = torch.where(soft, 1.0, 0.25)
+        return (weight * error.square() / variance).mean()
+
+    return loss
+
+
+def _nafnet(profile: str) -> Recipe:
+    stable = {"train": 9_000, "paper": 200_000, "workshop": 60}[profile]
+    decay = {"train": 6_000, "paper": 100_000, "workshop": 60}[profile]
+    small = profile == "workshop"
+    common: dict[str, Any] = dict(batch_size=8 if small else 16, lr=1e-3, betas=(0.9, 0.95), mixed_precision="bf16",
+                                  clip_norm=0.5, log_every=20 if small else 100, checkpoint_every=500)
+    return Recipe(
+        model="nafnet",
+        config=dict(width=64, shuffle=2, encoder=[2, 2], middle=4, decoder=[2, 2], patch=64),
+        patches=PatchConfig(seed=11, patch=64, **(dict(slices=16, photographs=16, noises=12) if small else {})),
+        stable=TrainConfig(steps=stable, warmup_steps=min(200, stable // 4), schedule="constant", seed=1, **common),
+        decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
+    )
+
+
+def _redcnn(profile: str) -> Recipe:
+    stable = {"train": 1_500, "paper": 93_000, "workshop": 20}[profile]
+    decay = {"train": 1_500, "paper": 20_000, "workshop": 20}[profile]
+    small = profile == "workshop"
+    common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=3e-4, betas=(0.9, 0.99), mixed_precision="bf16",
+                                  clip_norm=0.5, log_every=5 if small else 50, checkpoint_every=200)
+    return Recipe(
+        model="redcnn",
+        config=dict(final_relu=False),
+        patches=PatchConfig(seed=12, patch=48, **(dict(slices=16, photographs=16, noises=12) if small else {})),
+        stable=TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1, **common),
+        decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
+    )
+
+
+RECIPES: dict[str, Callable[[str], Recipe]] = {"nafnet": _nafnet, "redcnn": _redcnn}
+
+
+def recipe(name: str, profile: str = "train") -> Recipe:
+    """The recipe of a checkpoint by name."""
+    if name not in RECIPES:
+        raise ParameterError(f"no recipe is named {name!r}; there are {', '.join(RECIPES)}")
+    if profile not in ("workshop", "train", "paper"):
+        raise ParameterError(f"profile is workshop, train or paper; got {profile!r}")
+    return RECIPES[name](profile)
+
+
+def new_model(r: Recipe) -> nn.Module:
+    """The recipe's network, initialised from the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(r.stable.seed)
+        return checkpoints.model_class(r.model)(**r.config)
+
+
+def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", max_seconds: float | None = None,
+        init_from: str | Path | None = None, stage: str | None = None, device: str = "auto", workers: int = 0,
+        progress: bool = True):
+    """Train a checkpoint, stage after stage; yields the training logs, tagged with the stage's name.
+
+    States lie in ``out`` and are resumed; the result is ``out/NAME.safetensors``. ``init_from`` starts from an
+    earlier checkpoint, ``stage="decay"`` leaves the first stage out (then ``init_from`` must say what to start from).
+    """
+    from dataclasses import replace
+    from time import perf_counter
+
+    r = recipe(name, profile)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    start, model = perf_counter(), new_model(r)
+    between = out / f"{name}-stable.safetensors"
+    loss = denoising_loss(r.range)
+    if stage not in (None, "stable", "decay"):
+        raise ParameterError(f"stage is 'stable', 'decay' or None for both; got {stage!r}")
+    if stage == "decay" and init_from is None and not between.is_file():
+        raise ParameterError(f"the decay stage needs weights to start from: give init_from, or train {between} first")
+    stages = [(label, config, target)
+              for label, config, target in (("stable", r.stable, between), ("decay", r.decay, out / f"{name}.safetensors"))
+              if stage in (None, label)]
+    for label, config, target in stages:
+        config = replace(config, device=device, num_workers=workers)
+        # each stage draws its own stream of samples
+        patches = replace(r.patches, seed=r.patches.seed + (1000 if label == "decay" else 0))
+        left = None if max_seconds is None else max_seconds - (perf_counter() - start)
+        if left is not None and left <= 0:
+            return
+        first = between if label == "decay" and between.is_file() else init_from
+        log = None
+        for log in train(model, loss, NoisePatches(patches), config, state_path=out / f"{name}-{label}.state",
+                         init_from=first, max_seconds=left, progress=progress):
+            yield label, log
+        save(target, log.ema_state_dict(), r, profile, label, log.step)
+        if not log.finished:
+            return
+
+
+def save(path: str | Path, weights, r: Recipe, profile: str, stage: str, steps: int) -> Path:
+    """Write a recipe's weights with their provenance."""
+    decay_steps = steps if stage == "decay" else 0
+    stable_steps = r.stable.steps if stage == "decay" else steps
+    return checkpoints.save(
+        path, weights, model=r.model, config=r.config, units=r.range,
+        trained_on=dict(collection="phantom and scikit-image's photographs, simulated noise",
+                        cases="random patients and photographs, drawn anew while training", seed=r.stable.seed,
+                        steps=stable_steps + decay_steps, profile=profile,
+                        code_revision=checkpoints.code_revision(),
+                        target="noise-free truth", patches=asdict(r.patches), **r.notes),
+        quality={})
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m ldctlib.recipes", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--profile", default="train", choices=("workshop", "train", "paper"))
+    parser.add_argument("--out", default="runs/train")
+    parser.add_argument("--max-seconds", type=float)
+    parser.add_argument("--init-from", help="a checkpoint to start from")
+    parser.add_argument("--stage", choices=("stable", "decay"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=0)
+    a = parser.parse_args(argv)
+    for stage, log in run(a.name, a.profile, out=a.out, max_seconds=a.max_seconds, init_from=a.init_from,
+                          stage=a.stage, device=a.device, workers=a.workers, progress=False):
+        print(f"{stage} {log.step}/{log.steps} loss {log.loss:.5f} lr {log.lr:.2e} |g| {log.grad_norm:.3f} "
+              f"{log.seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
