@@ -23,7 +23,8 @@ def why_no_venv():
     """The reason why this Python cannot make a virtual environment, with what to do, or an empty string."""
     if sys.version_info < OLDEST:
         return (
-            "Python {}.{} or newer is needed, and '{}' is {}.{}. Name another one: make course PYTHON=python3.12"
+            "Python {}.{} or newer is needed, and '{}' is {}.{}. "
+            "Name another one: make course PYTHON=python3.12"
         ).format(*OLDEST, sys.executable, *sys.version_info[:2])
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
@@ -45,7 +46,7 @@ def pip_is_configured(config_list):
 
 
 def torch_source(platform, nvidia_gpu, config_list):
-    """pip options for torch: its CPU builds on Linux without an NVIDIA GPU, unless pip has its own sources."""
+    """pip options for torch: the CPU index on Linux without an NVIDIA GPU, unless pip has its own sources."""
     if platform.startswith("linux") and not nvidia_gpu and not pip_is_configured(config_list):
         return ["--extra-index-url", TORCH_CPU_INDEX]
     return []
@@ -69,7 +70,7 @@ def main():
         install = ["install", "--quiet", "-c", constraints, "-e", HERE + "[test]"]
         subprocess.run(pip + install + source, check=True)
     except (subprocess.CalledProcessError, OSError) as error:
-        sys.exit("bootstrap: this step failed, see above: {}\nDelete {} to start afresh.".format(error, folder))
+        sys.exit(f"bootstrap: this step failed, see above: {error}\nDelete {folder} to start afresh.")
     with open(os.path.join(folder, ".installed"), "w"):
         pass
 

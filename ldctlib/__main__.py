@@ -1,4 +1,4 @@
-"""``python -m ldctlib course|test|lab|train|bench|notebooks``: every job of this repository, on every system."""
+"""``python -m ldctlib course|test|lab|train|bench|notebooks``: every job of this repository."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test(args: argparse.Namespace) -> int:
 
 def lab(args: argparse.Namespace) -> int:
     env = {**environment(threads=threads()), "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "")}
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env
+    ).returncode
 
 
 def train(args: argparse.Namespace) -> int:
@@ -78,11 +80,15 @@ def train(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Every script of tests/benchmarks, one after the other, alone on the machine's cores."""
-    scripts = [path for path in sorted((ROOT / "tests" / "benchmarks").glob("*.py")) if path.name != "__init__.py"]
+    scripts = [
+        path for path in sorted((ROOT / "tests" / "benchmarks").glob("*.py")) if path.name != "__init__.py"
+    ]
     worst = 0
     for path in scripts:
         print(f"== {path.stem}", flush=True)
-        code = subprocess.run([sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads())).returncode
+        code = subprocess.run(
+            [sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads())
+        ).returncode
         worst = max(worst, abs(code))
     if not scripts:
         print("no benchmarks yet")

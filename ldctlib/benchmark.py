@@ -25,6 +25,7 @@ from torch import Tensor
 from ldctlib import metrics as M
 from ldctlib.errors import LdctError, ParameterError, ScanError, ShapeError
 from ldctlib.metrics.image import check_images
+from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.units import SOFT_TISSUE, Window
 
 REFERENCE_KINDS = ("truth", "full dose")
@@ -245,59 +246,6 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-# ---------------------------------------------------------------- intervals
-
-
-def paired_bootstrap(
-    difference, patients, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean paired difference and its interval ``(mean, low, high)``, resampling whole patients.
-
-    Slices of one patient are not independent, so the patient is the unit (cluster bootstrap). Percentiles are
-    expanded for small n to the tail Φ(-√(n/(n-1)) t) (Hesterberg 2015). No bootstrap interval leaves the
-    range of the n patients' means, which covers a median with probability 1 - 2^(1-n) at most: where that
-    is below ``level`` (n < 6 for 95 %) the limits are NaN.
-    """
-    from scipy import stats
-
-    difference, patients = np.asarray(difference, float), np.asarray(patients)
-    if difference.ndim != 1 or difference.shape != patients.shape or not len(difference):
-        raise ParameterError(f"need one patient per difference, got {difference.shape} and {patients.shape}")
-    if not 0 < level < 1 or resamples < 100:
-        raise ParameterError(f"need 0 < level < 1 and resamples >= 100, got {level} and {resamples}")
-    _, index = np.unique(patients, return_inverse=True)
-    total, count = np.bincount(index, difference), np.bincount(index)
-    n = len(count)
-    if 1 - 2.0 ** (1 - n) < level:
-        return float(difference.mean()), math.nan, math.nan
-    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    means = total[draws].sum(axis=1) / count[draws].sum(axis=1)
-    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf((1 - level) / 2, n - 1))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(difference.mean()), float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number with everything it depends on; ``low`` and ``high`` bound ``difference`` to the baseline."""
-
-    method: str
-    metric: str
-    value: float
-    group: str
-    dose: float
-    reference: str
-    window: str
-    n_slices: int
-    n_patients: int
-    baseline: str
-    difference: float
-    low: float
-    high: float
-    level: float
-    provenance: str = ""
-
-
 # ---------------------------------------------------------------- the result
 
 
@@ -474,8 +422,7 @@ def _cell(score, digits: int, intervals: bool) -> str:
 
 
 def _pair_files(folder: Path) -> list[tuple[Path, Path]]:
-    """(full, low) files of one patient's folder: in full*/quarter* subfolders, or side by side as _FD_ and
-    _QD_."""
+    """(full, low) files of one patient: in full*/quarter* subfolders, or side by side as _FD_ and _QD_."""
     sub = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
     pairs = []
     for name, full in sorted(sub.items()):
@@ -494,8 +441,7 @@ def _match(full: list[Path], low: list[Path], folder: Path) -> list[tuple[Path, 
 
 
 def real_pairs(root: str | Path, *, dose: float = 0.25) -> list[BenchmarkCase]:
-    """Full/quarter-dose slice pairs below ``root`` in the Mayo 2016 packagings, grouped by thickness and
-    kernel.
+    """Full/quarter-dose slice pairs below ``root`` (Mayo 2016), grouped by thickness and kernel.
 
     A patient's folder holds ``full*/`` and ``quarter*/``, or files marked ``_FD_`` and ``_QD_``; its name
     up to the first underscore is the patient. ScanError without any pair, or where two slices' positions
@@ -522,14 +468,14 @@ def _real_case(folder: Path, full: Path, low: Path, dose: float) -> BenchmarkCas
 
     from ldctlib.data.dicom import read_series
 
+    scan, scan_low = read_series(full), read_series(low)
     tags = ["ConvolutionKernel", "SliceThickness", "ImagePositionPatient"]
     header, header_low = (
         pydicom.dcmread(p, stop_before_pixels=True, specific_tags=tags) for p in (full, low)
     )
     positions = [[float(v) for v in h.get("ImagePositionPatient", [])] for h in (header, header_low)]
-    if not np.allclose(*positions, atol=0.01):
+    if len(positions[0]) != len(positions[1]) or not np.allclose(*positions, atol=0.01):
         raise ScanError(f"{full.name} and {low.name} in {folder} are not one slice: positions {positions}")
-    scan, scan_low = read_series(full), read_series(low)
     kernel = header.get("ConvolutionKernel", "unknown kernel")
     kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
     thickness = float(header.get("SliceThickness") or math.nan)

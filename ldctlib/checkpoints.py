@@ -305,7 +305,7 @@ def read_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
 
 def _parse_header(path: str | Path, data: bytes) -> dict[str, str]:
     """The metadata of a safetensors file: 8 bytes of length, then JSON with the key ``__metadata__``."""
-    if len(data) < 8:
+    if len(data) <= 8:
         raise CheckpointError(f"{path}: truncated: only {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])
     if data[8:9] != b"{":

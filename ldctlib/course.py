@@ -35,7 +35,9 @@ def find_notebooks(folder: Path, only: str = "") -> list[Path]:
     numbers = {path.name[:2] for path in paths}
     wanted = {part.strip().zfill(2) for part in only.split(",") if part.strip()}
     if not wanted or wanted - numbers:
-        raise ParameterError(f"--only {only}: there are notebooks {', '.join(sorted(numbers)) or '(none yet)'}")
+        raise ParameterError(
+            f"--only {only}: there are notebooks {', '.join(sorted(numbers)) or '(none yet)'}"
+        )
     return [path for path in paths if path.name[:2] in wanted]
 
 
@@ -52,7 +54,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def run(folder: Path, out: Path, *, profile: str, only: str = "", given: Mapping[str, Any] | None = None) -> int:
+def run(
+    folder: Path, out: Path, *, profile: str, only: str = "", given: Mapping[str, Any] | None = None
+) -> int:
     """Run the notebooks of ``folder`` in order into ``out``; stop at the first failure. Returns 0 or 1.
 
     The page and the metrics are written in either case. Raises ParameterError, before anything is run, for
@@ -101,7 +105,9 @@ def execute_in_place(path: Path) -> str:
         raise ParameterError(f"{path.name}: an output shows a path of this machine; print names, not paths")
     if len(text.encode()) > MAX_BYTES:
         megabytes = len(text.encode()) / 1e6
-        raise ParameterError(f"{path.name} would be {megabytes:.1f} MB, at most {MAX_BYTES / 1e6}; smaller figures")
+        raise ParameterError(
+            f"{path.name} would be {megabytes:.1f} MB, at most {MAX_BYTES / 1e6}; smaller figures"
+        )
     partial = path.with_suffix(".part")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
@@ -143,7 +149,8 @@ def _assign(paths: list[Path], profile: str, given: dict[str, Any]) -> dict[Path
     """Which of the given parameters each notebook takes: the common ones, and its own."""
     if profile not in PROFILES:
         raise ParameterError(
-            f"--profile {profile} does not exist{did_you_mean(profile, PROFILES)}. Allowed: {', '.join(PROFILES)}"
+            f"--profile {profile} does not exist{did_you_mean(profile, PROFILES)}. "
+            f"Allowed: {', '.join(PROFILES)}"
         )
     if "profile" in given or "out" in given:
         raise ParameterError("profile and out are options of the course: --profile NAME, --out FOLDER")
@@ -205,7 +212,9 @@ def _extract(executed: Path, folder: Path) -> tuple[str, list[str]]:
     import nbformat
 
     notebook = nbformat.read(executed, as_version=4)
-    headings = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    headings = (
+        line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
+    )
     title = next((line.lstrip("# ").strip() for line in headings if line.startswith("# ")), executed.stem)
     outputs = (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
     images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
@@ -240,7 +249,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def _write_summary(out: Path, profile: str) -> None:
-    """``metrics.json`` and ``index.html`` of everything in ``out``, earlier runs of other notebooks included."""
+    """``metrics.json`` and ``index.html`` of all in ``out``, earlier runs of other notebooks included."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/run.json"))]
     metrics = {record["name"]: record["metrics"] for record in records}
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -95,7 +96,7 @@ class Settings:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + stream)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> Path:
-        """Write ``metrics.json`` (plain numbers, strings, lists of them) into ``out``, whole or not at all."""
+        """Write ``metrics.json`` (numbers, strings, lists of them) into ``out``, whole or not at all."""
         record = {
             "notebook": self.notebook,
             "profile": self.profile.name,
@@ -113,7 +114,9 @@ class Settings:
     def __str__(self) -> str:
         own = "".join(f", {name}={value!r}" for name, value in self.own.items())
         data = self.data if isinstance(self.data, str) else self.data.name
-        return f"{self.notebook}: profile={self.profile.name}, data={data}, seed={self.seed}, {self.device}{own}"
+        return (
+            f"{self.notebook}: profile={self.profile.name}, data={data}, seed={self.seed}, {self.device}{own}"
+        )
 
 
 def parameters(
@@ -149,14 +152,15 @@ def check_names(given: Iterable[str], allowed: Iterable[str], *, where: str) -> 
     for name in given:
         if name not in allowed:
             raise ParameterError(
-                f"{where} has no parameter '{name}'{did_you_mean(name, allowed)}. It has: {', '.join(allowed)}"
+                f"{where} has no parameter '{name}'{did_you_mean(name, allowed)}. "
+                f"It has: {', '.join(allowed)}"
             )
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """``"; did you mean 'seed'?"`` or an empty string."""
+    """``" (did you mean 'seed'?)"`` or an empty string."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -172,7 +176,9 @@ def resolve_device(name: str) -> torch.device:
         raise ParameterError(f"device={name!r} is not a device; allowed: {allowed}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ParameterError(f"device={name!r}, but PyTorch sees {count} CUDA devices here; use 'auto' or 'cpu'")
+        raise ParameterError(
+            f"device={name!r}, but PyTorch sees {count} CUDA devices here; use 'auto' or 'cpu'"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ParameterError(f"device={name!r}, but PyTorch sees no Apple GPU here; use 'auto' or 'cpu'")
     return device
@@ -223,7 +229,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return value.tolist()
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
@@ -239,4 +247,10 @@ def _injected_names() -> list[str]:
     executed = shell.user_ns.get("In", []) if shell else []
     injected = [source for source in executed if source.startswith("# Parameters\n")]
     nodes = (node for source in injected[-1:] for node in ast.parse(source).body)
-    return [t.id for node in nodes if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
+    return [
+        t.id
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for t in node.targets
+        if isinstance(t, ast.Name)
+    ]

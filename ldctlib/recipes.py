@@ -61,7 +61,7 @@ def denoising_loss(value_range: Range) -> Callable[[nn.Module, dict[str, Tensor]
 
 
 def _nafnet(profile: str) -> Recipe:
-    stable = {"train": 9_000, "paper": 200_000, "workshop": 60}[profile]
+    stable = {"train": 6_000, "paper": 200_000, "workshop": 60}[profile]
     decay = {"train": 6_000, "paper": 100_000, "workshop": 60}[profile]
     small = profile == "workshop"
     common: dict[str, Any] = dict(batch_size=8 if small else 16, lr=1e-3, betas=(0.9, 0.95), mixed_precision="bf16",

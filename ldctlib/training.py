@@ -249,8 +249,8 @@ class _Run:
         self.grad_norm = float(self.grad_norm)
         if not isfinite(self.terms["loss"] + self.grad_norm):
             raise LdctError(
-                f"training diverged before step {self.step}: {self.terms}, gradient norm {self.grad_norm}. The "
-                "last state written is from before; lower lr or clip_norm, or look for samples that are not finite"
+                f"training diverged before step {self.step}: {self.terms}, gradient norm {self.grad_norm}. "
+                "The last state is from before; lower lr or clip_norm, or look for bad samples"
             )
         if clear:
             self.sums, self.n_summed = {}, 0
@@ -391,16 +391,22 @@ def _derive(*parts: int) -> int:
 @contextmanager
 def _own_randomness(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     """Seeded torch, NumPy and Python randomness (dropout takes no generator); the caller's is put back."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield torch.Generator(device).manual_seed(_derive(seed))
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    on_device = None if device.type == "cpu" else getattr(torch, device.type)  # torch.cuda, torch.mps
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before_on_device = on_device.get_rng_state() if on_device else None
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend: a millisecond
+    if on_device:
+        on_device.manual_seed(seed)
+    try:
+        yield torch.Generator(device).manual_seed(_derive(seed))
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+        if on_device:
+            on_device.set_rng_state(before_on_device)
 
 
 def _accelerator(config: TrainConfig):

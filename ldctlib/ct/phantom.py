@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ldctlib.ct.anatomy_abdomen import ORGANS, Abdomen
-from ldctlib.ct.textures import Canvas
+from ldctlib.ct.abdomen_tissues import ORGANS
+from ldctlib.ct.anatomy_abdomen import Abdomen
+from ldctlib.ct.drawing import Canvas
 from ldctlib.errors import ParameterError
 from ldctlib.units import AIR_HU
 

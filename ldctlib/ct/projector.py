@@ -185,16 +185,16 @@ class Projector:
     def fbp_variance(self, variance: torch.Tensor, kernel_name: str | Kernel = "ramp") -> torch.Tensor:
         """Variance of :meth:`fbp` at each pixel (1/mm^2) from the variances of independent rays.
 
-        q = p * h has variance var(p) * h^2; the views add up independently. (For a fan beam, the rebinning's own
-        smoothing of the noise is left out: the result is some per cent too high.)
+        q = p * h has variance var(p) * h^2; the views add up independently. A fan beam's rays are first averaged with
+        their conjugates and interpolated, which passes on less of the high frequencies.
         """
         self._expect(variance, self.sinogram_shape, "a sinogram")
-        v = variance[:, 0]
-        if self._rebin:
-            # Both conjugate rays are averaged, and the finer parallel bins share the fan's samples.
-            v = self._rebin.to_parallel(v) * (0.5 * self._parallel.n_views / (self.geometry.n_views / 2))
-        ramp = self._ramp(kernel(kernel_name))
+        v, ramp = variance[:, 0], self._ramp(kernel(kernel_name))
         n, n_bins = 2 * (ramp.numel() - 1), self._parallel.n_bins
+        if self._rebin:
+            v = self._rebin.to_parallel(v) * self._rebin.variance_gain
+            f = torch.arange(ramp.numel(), dtype=torch.float64) / (n * self._parallel.bin_mm)
+            ramp = ramp * self._rebin.detector_response(f).to(ramp)
         squared = torch.fft.rfft(torch.fft.irfft(ramp, n=n).square())
         v = torch.fft.irfft(torch.fft.rfft(v, n=n) * squared, n=n)[..., :n_bins]
         lines = torch.fft.rfft(v, n=self._length) * self._irfft_weight * self._shift.conj()

@@ -63,7 +63,19 @@ class FanRebinner:
 
         self._theta_to_beta = along_angle(fan.n_views, 2 * n_views, gamma)
         self._beta_to_theta = along_angle(2 * n_views, fan.n_views, -gamma)
-        self._n_bins = fan.n_bins
+        self._n_bins, self._bin_mm = fan.n_bins, fan.source_to_iso_mm * fan.bin_rad
+        # noise a parallel sample carries for a fan ray's: both describe the same noise a unit of (s, theta)
+        cosine = np.sqrt(1 - (s / fan.source_to_iso_mm) ** 2)
+        density = self._bin_mm * cosine * (math.pi / fan.n_views) / (bin_mm * math.pi / n_views)
+        self.variance_gain = torch.from_numpy(density.astype(np.float32)).to(device)
+
+    def detector_response(self, f_per_mm: torch.Tensor) -> torch.Tensor:
+        """What cubic interpolation along the detector passes on at a frequency: the kernel's Fourier transform."""
+        t = np.linspace(-2, 2, 801)
+        d = np.abs(t)
+        kernel = np.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2)
+        phase = 2 * math.pi * np.asarray(f_per_mm)[:, None] * self._bin_mm * t[None]
+        return torch.from_numpy((kernel * np.cos(phase)).sum(1) * (t[1] - t[0]))
 
     def to_fan(self, p: torch.Tensor) -> torch.Tensor:
         turn = torch.cat([self._detector(m, 0, p) for m in self._s_to_gamma], dim=1)

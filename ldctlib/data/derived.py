@@ -55,7 +55,9 @@ def write_derived(
     from pydicom.uid import generate_uid
 
     if not isinstance(scan.origin, DicomOrigin):
-        raise ScanError("this scan was not read from DICOM, so it has no headers to derive from: use write_nifti")
+        raise ScanError(
+            "this scan was not read from DICOM and has no headers to derive from: use write_nifti"
+        )
     if not description.strip():
         raise ParameterError("write_derived needs a description of what was done to the images")
     stored, pixel = _encode(scan, check_values(scan, values))
@@ -72,7 +74,9 @@ def write_derived(
         for index, (header, frames) in enumerate(zip(scan.origin.headers, scan.origin.frames, strict=True)):
             dataset = _derive(header, new, index, pixel)
             _set_pixels(dataset, stored[start : start + frames], pixel)
-            dataset.save_as(work / f"{index + 1:04d}.dcm", enforce_file_format=True)
+            dataset.save_as(
+                work / f"{index + 1:04d}.dcm", implicit_vr=False, little_endian=True, enforce_file_format=True
+            )
             start += frames
     return sorted(Path(folder).glob("*.dcm"))
 
@@ -97,7 +101,8 @@ class _PixelFormat:
 
     @property
     def limits(self) -> tuple[int, int]:
-        return (-(1 << self.stored - 1), (1 << self.stored - 1) - 1) if self.signed else (0, (1 << self.stored) - 1)
+        low = -(1 << self.stored - 1) if self.signed else 0
+        return low, low + (1 << self.stored) - 1
 
 
 def _encode(scan: Scan, values: np.ndarray) -> tuple[np.ndarray, _PixelFormat]:
@@ -123,8 +128,8 @@ def _encode(scan: Scan, values: np.ndarray) -> tuple[np.ndarray, _PixelFormat]:
             return stored, candidate
     measured = values[~padding]
     raise ScanError(
-        f"values from {measured.min():.6g} to {measured.max():.6g} do not fit 16 signed bits with the source's "
-        f"rescale slope {slope.flat[0]:g} and intercept {intercept.flat[0]:g} (with room for its padding): "
+        f"values from {measured.min():.6g} to {measured.max():.6g} do not fit 16 signed bits with the "
+        f"source's rescale slope {slope.flat[0]:g} and intercept {intercept.flat[0]:g}, padding included: "
         "nothing was written. Clip them to the range of the source first"
     )
 
@@ -144,12 +149,10 @@ def _found_again(scan: Scan, stored: np.ndarray, values: np.ndarray, pixel: _Pix
 
 def _derive(header: Any, new: _NewSeries, index: int, pixel: _PixelFormat) -> Any:
     """A copy of the source's header, made to say what the new image is."""
-    from copy import deepcopy
-
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-    dataset = deepcopy(header)
+    dataset = _decoded_copy(header)
     dataset.remove_private_tags()
     for keyword in STALE:
         if keyword in dataset:
@@ -182,6 +185,19 @@ def _derive(header: Any, new: _NewSeries, index: int, pixel: _PixelFormat) -> An
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return dataset
+
+
+def _decoded_copy(header: Any) -> Any:
+    """A copy that no longer knows how its source was encoded, so that it can be written otherwise."""
+    from copy import deepcopy
+
+    from pydicom.dataset import Dataset
+
+    source = deepcopy(header)
+    source.walk(lambda _, element: None)  # visiting an element decodes its bytes
+    big_endian = source.original_encoding[1] is False
+    # words inside an opaque OW element stay in the source's byte order: overlays would come out scrambled
+    return Dataset({element.tag: element for element in source if not (big_endian and element.VR == "OW")})
 
 
 _PLANE = {"CT": "AXIAL", "MR": "OTHER"}

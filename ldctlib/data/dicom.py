@@ -17,7 +17,15 @@ from ldctlib.data.scan import UNDECLARED_PADDING_HU, Scan, declared_padding, und
 from ldctlib.data.volume import Piece, assemble
 from ldctlib.errors import LdctError, MissingDependency, ScanError
 
-__all__ = ["Scan", "SeriesInfo", "list_series", "pydicom_ct_slice", "read_scan", "read_series", "write_derived"]
+__all__ = [
+    "Scan",
+    "SeriesInfo",
+    "list_series",
+    "pydicom_ct_slice",
+    "read_scan",
+    "read_series",
+    "write_derived",
+]
 
 LARGEST_FILE_PIXELS = 1 << 28
 """A header that asks for more pixels than this in one file is damaged."""
@@ -25,7 +33,7 @@ LARGEST_FILE_PIXELS = 1 << 28
 PLUGINS = {
     "JPEG 2000": "pylibjpeg and pylibjpeg-openjpeg",
     "JPEG-LS": "pyjpegls",
-    "JPEG": "python-gdcm, or pylibjpeg and pylibjpeg-libjpeg",
+    "JPEG": "python-gdcm",
 }
 """What decodes a compressed transfer syntax whose name begins so; first match."""
 
@@ -61,20 +69,23 @@ def list_series(path: str | Path | Sequence[str | Path]) -> list[SeriesInfo]:
             groups.setdefault(_group(header), []).append((file, header))
     found, seen = [], {}
     for key in sorted(groups, key=str):
-        header, uid = groups[key][0][1], key[0]
-        seen[uid] = seen.get(uid, 0) + 1
-        found.append(
-            SeriesInfo(
-                uid=uid if seen[uid] == 1 else f"{uid}#{seen[uid]}",
-                modality=str(header.get("Modality") or ""),
-                description=str(header.get("SeriesDescription") or ""),
-                patient_id=str(header.get("PatientID") or ""),
-                shape=(int(header.get("Rows") or 0), int(header.get("Columns") or 0)),
-                files=tuple(file for file, _ in groups[key]),
-                unreadable=_unreadable(header),
-            )
-        )
+        seen[key[0]] = seen.get(key[0], 0) + 1
+        uid = key[0] if seen[key[0]] == 1 else f"{key[0]}#{seen[key[0]]}"
+        with _reading(groups[key][0][0]):
+            found.append(_info(uid, groups[key][0][1], tuple(file for file, _ in groups[key])))
     return found
+
+
+def _info(uid: str, header: Any, files: tuple[Path, ...]) -> SeriesInfo:
+    return SeriesInfo(
+        uid=uid,
+        modality=str(header.get("Modality") or ""),
+        description=str(header.get("SeriesDescription") or ""),
+        patient_id=str(header.get("PatientID") or ""),
+        shape=(int(header.get("Rows") or 0), int(header.get("Columns") or 0)),
+        files=files,
+        unreadable=_unreadable(header),
+    )
 
 
 def read_series(
@@ -141,7 +152,8 @@ def _reading(file: Path) -> Iterator[None]:
             raise
         except Exception as error:  # parsers and decoders raise nearly every kind on damaged bytes
             reason = " ".join(str(error).split())[:300]
-            raise ScanError(f"{file} cannot be read, it seems damaged ({type(error).__name__}: {reason})") from error
+            kind = type(error).__name__
+            raise ScanError(f"{file} cannot be read, it seems damaged ({kind}: {reason})") from error
 
 
 def _dicom_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -149,15 +161,16 @@ def _dicom_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
         return [file for one in path for file in _dicom_files(one)]
     path = Path(path)
     if path.is_dir():
-        return [file for file in sorted(path.rglob("*")) if file.is_file() and _is_dicom(file)]
+        return [file for file in sorted(path.rglob("*")) if file.is_file() and is_dicom(file)]
     if not path.is_file():
         raise ScanError(f"{path} does not exist: give a DICOM file or a folder of them")
-    if not _is_dicom(path):
+    if not is_dicom(path):
         raise ScanError(f"{path} is not a DICOM file (no DICM mark at byte 128)")
     return [path]
 
 
-def _is_dicom(file: Path) -> bool:
+def is_dicom(file: Path) -> bool:
+    """Whether the file carries DICOM's mark."""
     try:
         with open(file, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"
@@ -208,8 +221,9 @@ def _unreadable(header: Any) -> str | None:
         return "raw projections (DICOM-CT-PD), not an image"
     if not header.get("Rows") or not header.get("Columns"):
         return "no image in the file"
-    if header.get("SamplesPerPixel", 1) != 1 or not str(header.get("PhotometricInterpretation")).startswith("MONO"):
-        return f"a colour image ({header.get('PhotometricInterpretation')})"
+    photometric = str(header.get("PhotometricInterpretation"))
+    if header.get("SamplesPerPixel", 1) != 1 or not photometric.startswith("MONO"):
+        return f"a colour image ({photometric})"
     if "LOCALIZER" in (header.get("ImageType") or []):
         return "a localizer (scout)"
     return None
@@ -249,16 +263,19 @@ def _read_piece(file: Path) -> Piece:
         allocated, used = int(header.BitsAllocated), int(header.BitsStored)
         signed = bool(header.PixelRepresentation)
         if not 0 < used <= allocated or int(header.get("HighBit", used - 1)) != used - 1:
-            raise ScanError(f"{file} stores {used} of {allocated} bits up to bit {header.get('HighBit')}: not supported")
+            raise ScanError(
+                f"{file} stores {used} of {allocated} bits up to bit {header.get('HighBit')}: not supported"
+            )
         padding = declared_padding(stored, header, allocated, signed)
         slope, intercept, scale = _rescale(file, header)
         # bits above the stored ones may hold overlays, or nothing that means anything
         shift = stored.dtype.itemsize * 8 - used
         values = ((stored << shift) >> shift) * slope + intercept
         lossy = header.get("LossyImageCompression") == "01"
+        smeared = lossy and header.file_meta.TransferSyntaxUID.is_encapsulated
         if scale == "HU":
             # compression with loss smears padding over neighbouring values, so that no single one marks it
-            padding |= values < UNDECLARED_PADDING_HU if lossy else undeclared_padding(stored, values)
+            padding |= values < UNDECLARED_PADDING_HU if smeared else undeclared_padding(stored, values)
         origin, axes = _geometry(file, header)
         for keyword in ("PixelData", "DataSetTrailingPadding"):
             if keyword in header:
@@ -277,7 +294,8 @@ def _decode(file: Path, header: Any) -> np.ndarray:
         raise ScanError(f"{file} does not say its transfer syntax, so its pixels cannot be decoded")
     frames = int(header.get("NumberOfFrames") or 1)
     if not 0 < header.Rows * header.Columns * frames <= LARGEST_FILE_PIXELS:
-        raise ScanError(f"{file} claims {frames} frame(s) of {header.Rows} x {header.Columns}: it seems damaged")
+        size = f"{frames} frame(s) of {header.Rows} x {header.Columns}"
+        raise ScanError(f"{file} claims {size}: it seems damaged")
     if syntax.is_compressed and syntax.is_encapsulated and not get_decoder(syntax).is_available:
         plugin = next((what for start, what in PLUGINS.items() if syntax.name.startswith(start)), "pylibjpeg")
         raise MissingDependency(
@@ -291,7 +309,7 @@ def _decode(file: Path, header: Any) -> np.ndarray:
 def _rescale(file: Path, header: Any) -> tuple[float, float, str]:
     """Slope, intercept, and what they lead to: "HU" for CT unless it says otherwise."""
     if header.get("ModalityLUTSequence"):
-        raise ScanError(f"{file} maps its pixels through a lookup table, not a rescale: it cannot be read as HU")
+        raise ScanError(f"{file} maps its pixels through a lookup table, not a rescale: its scale is unknown")
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
     if header.Modality == "CT" and (slope is None or intercept is None):
         raise ScanError(f"{file} is CT without RescaleSlope and RescaleIntercept: its HU are unknown")

@@ -63,8 +63,8 @@ def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
 
 
 def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, description: str) -> Path:
-    """Write ``values`` (D, H, W) or (D, 1, H, W) as float32 NIfTI in the orientation of the file that ``scan``
-    came from, or in the scan's own where it was not NIfTI. Padding becomes NaN. Returns the path."""
+    """Write ``values`` (D, H, W) or (D, 1, H, W) as float32 NIfTI, in the orientation of the file that
+    ``scan`` came from or, where that was not NIfTI, in the scan's own. Padding becomes NaN."""
     nib = require("nibabel", extra="nifti", needed_for="writing NIfTI")
     path = Path(path)
     suffix = next((end for end in (".nii.gz", ".nii") if path.name.lower().endswith(end)), None)
@@ -104,9 +104,11 @@ def read_npy(path: str | Path, *, scale: str = "HU") -> Scan:
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy raises ValueError, EOFError, OSError on damaged files
-        raise ScanError(f"{path} cannot be read as a NumPy array ({type(error).__name__}: {error})") from error
+        kind = type(error).__name__
+        raise ScanError(f"{path} cannot be read as a NumPy array ({kind}: {error})") from error
     if array.ndim not in (2, 3) or array.dtype.kind not in "iuf" or array.size == 0:
-        raise ScanError(f"{path} holds {array.dtype} of shape {array.shape}: (H, W) or (D, H, W) numbers are needed")
+        what = f"{array.dtype} of shape {array.shape}"
+        raise ScanError(f"{path} holds {what}: real numbers of shape (H, W) or (D, H, W) are needed")
     values = array.reshape((-1, *array.shape[-2:])).astype(np.float64)
     padding = np.isnan(values)
     return Scan(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,31 @@ class Scan:
     def images_hu(self) -> torch.Tensor:
         """The slices as (D, 1, H, W), which is what a CT denoiser takes. Raises ScanError unless in HU."""
         if self.scale != "HU":
-            raise ScanError(f"this {self.modality or 'scan'} is in arbitrary units, not HU: use .values[:, None]")
+            raise ScanError(f"this {self.modality} scan is in arbitrary units, not HU: use .values[:, None]")
         return self.values[:, None]
+
+    def select(self, slices: Sequence[int]) -> Scan:
+        """The scan with these slices only, in this order; one of single DICOM files can still be written."""
+        index = list(slices)
+        origin, positions = self.origin, self.positions_mm
+        if isinstance(origin, DicomOrigin) and all(frames == 1 for frames in origin.frames):
+            stored = None
+            if self.padding is not None:
+                volume = np.zeros(self.values.shape, np.int64)
+                volume[self.padding.numpy()] = origin.stored_padding
+                stored = volume[index][self.padding[index].numpy()]
+            origin = DicomOrigin([origin.headers[i] for i in index], [1] * len(index), stored)
+        elif len(index) != len(self.values):
+            origin = None
+        one_each = len(self.source_files) == len(self.values)
+        return replace(
+            self,
+            values=self.values[index],
+            padding=None if self.padding is None else self.padding[index],
+            positions_mm=None if positions is None else tuple(positions[i] for i in index),
+            source_files=tuple(self.source_files[i] for i in index) if one_each else self.source_files,
+            origin=origin,
+        )
 
 
 @dataclass

@@ -88,7 +88,9 @@ def _in_order(pieces: list[Piece], notes: list[str]) -> list[Piece]:
     """Sorted along the normal; copies dropped."""
     for piece in pieces:
         if len(piece.values) > 1:
-            raise ScanError(f"{piece.file} has several frames and is not alone in its series: read it by itself")
+            raise ScanError(
+                f"{piece.file} has several frames but is not alone in its series: read it by itself"
+            )
         if piece.axes is None:
             raise ScanError(
                 f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient, so its place among "
@@ -130,15 +132,16 @@ def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray
     median = float(np.median(along))
     uneven = np.abs(along - median) > GAP * median
     if uneven.any():
-        where = ", ".join(
-            f"{pieces[i].position_mm:.2f} to {pieces[i + 1].position_mm:.2f} mm" for i in np.flatnonzero(uneven)[:3]
-        )
+        at = [piece.position_mm for piece in pieces]
+        where = ", ".join(f"{at[i]:.2f} to {at[i + 1]:.2f} mm" for i in np.flatnonzero(uneven)[:3])
         message = (
             f"{uneven.sum()} of {len(along)} steps between slices are not the usual {median:.3g} mm "
             f"({where}{', ...' if uneven.sum() > 3 else ''}): slices are missing or unevenly spaced"
         )
         if not allow_gaps:
-            raise ScanError(f"{pieces[0].file.parent}: {message}. Read it with allow_gaps=True if that is meant")
+            raise ScanError(
+                f"{pieces[0].file.parent}: {message}. If that is meant, read with allow_gaps=True"
+            )
         notes.append(message)
     if uneven.sum() > len(along) / 2:  # a sample of a series: its steps say nothing of the slices' spacing
         return None
@@ -181,8 +184,10 @@ def _positions(pieces: list[Piece]) -> tuple[float, ...] | None:
     return tuple(piece.position_mm for piece in pieces)
 
 
-def _affine(first: Piece, step: np.ndarray | None, spacing: tuple[float, float, float] | None) -> np.ndarray | None:
-    """Voxel (column, row, slice) to patient mm, RAS+: DICOM's axes point left and to the back, hence the signs.
+def _affine(
+    first: Piece, step: np.ndarray | None, spacing: tuple[float, float, float] | None
+) -> np.ndarray | None:
+    """Voxel (column, row, slice) to patient mm, RAS+ (DICOM's axes point left and to the back).
 
     DICOM PS3.3 C.7.6.2.1.1, with its third column for a stack.
     """

@@ -2,6 +2,7 @@
 
 from ldctlib.metrics.image import bias_hu, body_mask, fsim, psnr, rmse_hu, ssim, ssim_uniform7, vif
 from ldctlib.metrics.perceptual import Perceptual, lpips, lpips_random_trunk, torchvision_shim
+from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.metrics.texture import (
     MTF,
     NPS,
@@ -20,6 +21,7 @@ __all__ = [
     "MTF",
     "NPS",
     "Perceptual",
+    "Score",
     "bias_hu",
     "body_mask",
     "edge_loss",
@@ -32,6 +34,7 @@ __all__ = [
     "noise_std",
     "nps",
     "nps_distance",
+    "paired_bootstrap",
     "psnr",
     "rmse_hu",
     "soft_tissue_rois",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldctlib.ct.nps import gaussian_taps
 from ldctlib.errors import ParameterError, ShapeError, require
 from ldctlib.units import Window
 
@@ -108,13 +109,8 @@ def psnr(
     return 10 * torch.log10(peak**2 / _mean((x - reference) ** 2, mask))
 
 
-def _gaussian_taps(sigma: float, radius: int) -> Tensor:
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    return taps / taps.sum()
-
-
 SSIM_KERNELS = {
-    "gaussian": (_gaussian_taps(1.5, 5), 1.0),
+    "gaussian": (gaussian_taps(1.5, 5), 1.0),
     "uniform7": (torch.full((7,), 1 / 7, dtype=torch.float64), 49 / 48),
 }
 """Separable taps and the covariance's normalisation. ``gaussian`` is 11x11, sigma 1.5 (Wang et al. 2004);

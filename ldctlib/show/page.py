@@ -17,11 +17,11 @@ h2 { font-size: 1.15rem; margin: 0; }
 .about { margin: .2rem 0 .8rem; opacity: .85; }
 .done { color: var(--good); } .failed { color: var(--bad); } .done, .failed { font-weight: 600; }
 pre { background: var(--soft); border-left: 3px solid var(--bad); padding: .6rem; white-space: pre-wrap; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .1rem 1.5rem; margin: 0 0 1rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .1rem 1.5rem; }
 dl div { display: flex; justify-content: space-between; border-bottom: 1px dotted var(--line); gap: 1rem; }
 dt { opacity: .8; overflow-wrap: anywhere; } dd { margin: 0; font-variant-numeric: tabular-nums; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .6rem; }
-.figures a { background: #fff; border: 1px solid var(--line); border-radius: 4px; display: block; padding: 4px; }
+.figures a { background: #fff; border: 1px solid var(--line); display: block; padding: 4px; }
 .figures img { width: 100%; height: 9rem; object-fit: contain; display: block; }
 """
 
@@ -77,7 +77,8 @@ def _section(record: Mapping[str, Any]) -> str:
     if metrics:
         links.append(f'<a href="{name}/metrics.json">metrics{f" ({more} more)" if more > 0 else ""}</a>')
     figures = "".join(
-        f'<a href="{escape(path)}"><img loading="lazy" src="{escape(path)}" alt="figure {index} of {name}"></a>'
+        f'<a href="{escape(path)}">'
+        f'<img loading="lazy" src="{escape(path)}" alt="figure {index} of {name}"></a>'
         for index, path in enumerate(record["figures"], start=1)
     )
     error = f"<pre>{escape(record['error'])}</pre>" if record["error"] else ""

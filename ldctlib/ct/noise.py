@@ -1,0 +1,125 @@
+"""What a denoiser may know of an image's noise: its strength, its spectrum, how it varies over the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldctlib.ct.dose import Scanner, measure, noise_map
+from ldctlib.ct.geometry import Geometry
+from ldctlib.ct.nps import cut_rois, gaussian_blur, nps, soft_tissue_rois
+from ldctlib.ct.projector import Kernel, projector
+from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """Noise of one image: standard deviation, radial NPS, and a map of the local standard deviation.
+
+    The NPS (HU² mm² at cycles/mm) is scaled so that its 2-D integral is ``sd_hu`` squared.
+    """
+
+    sd_hu: float  # rms over the soft tissue it was measured in
+    frequency_per_mm: np.ndarray  # (K,)
+    radial_nps: np.ndarray  # (K,)
+    pixel_mm: float
+    map_hu: Tensor | None  # (1, 1, H, W) local standard deviation, or None where it is taken as constant
+    source: str  # "image", "pair" or "simulation"
+
+    def psd(self, height: int, width: int) -> np.ndarray:
+        """The NPS on the grid of an unshifted 2-D FFT, (height, width), in HU² mm²."""
+        fy, fx = np.fft.fftfreq(height, self.pixel_mm), np.fft.fftfreq(width, self.pixel_mm)
+        f = np.hypot(fy[:, None], fx[None, :])
+        values = np.interp(f, self.frequency_per_mm, self.radial_nps)
+        # a coarse radial curve loses some power between its bins: hold the integral to the variance
+        return values * (self.sd_hu**2 / (values.mean() / self.pixel_mm**2))
+
+    def sample(self, shape: tuple[int, int, int, int], *, generator: torch.Generator | None = None) -> Tensor:
+        """Gaussian noise with this spectrum and, where the map fits, this variation; (B, 1, H, W) in HU."""
+        b, c, h, w = shape
+        amplitude = torch.from_numpy(np.sqrt(self.psd(h, w)) / self.pixel_mm).float()
+        white = torch.randn(shape, generator=generator)
+        noise = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
+        if self.map_hu is not None and tuple(self.map_hu.shape[-2:]) == (h, w):
+            noise = noise * (self.map_hu / self.sd_hu)
+        return noise
+
+    def scaled(self, sd_hu: float) -> NoiseModel:
+        """The same texture at another strength."""
+        ratio = sd_hu / self.sd_hu
+        return NoiseModel(sd_hu, self.frequency_per_mm, self.radial_nps * ratio**2, self.pixel_mm,
+                          None if self.map_hu is None else self.map_hu * ratio, self.source)
+
+
+def _from_rois(rois: Tensor, pixel_mm: float, map_hu: Tensor | None, source: str) -> NoiseModel:
+    spectrum = nps(rois, pixel_mm, roi=rois.shape[-1], detrend="plane")
+    sd = math.sqrt(spectrum.variance)
+    return NoiseModel(sd, spectrum.frequency, spectrum.radial, pixel_mm, map_hu, source)
+
+
+def noise_from_pair(ldct_hu: Tensor, ndct_hu: Tensor, pixel_mm: float, *, dose: float | None = None,
+                    roi: int = 64) -> NoiseModel:
+    """Noise from a low-dose image and its full-dose partner, (B, 1, H, W) HU each, aligned.
+
+    The difference of a *nested* pair lacks the noise they share: with ``dose`` (the fraction) its variance
+    (1 - dose) of the low-dose image's is scaled up to the whole. Without it, the difference is taken as it is.
+    """
+    if ldct_hu.shape != ndct_hu.shape:
+        raise ShapeError(f"a pair has one shape, got {tuple(ldct_hu.shape)} and {tuple(ndct_hu.shape)}")
+    corners = _tissue(ndct_hu, roi)
+    model = _from_rois(cut_rois(ldct_hu - ndct_hu, corners, roi), pixel_mm, None, "pair")
+    if dose is None:
+        return model
+    if not 0 < dose < 1:
+        raise ParameterError(f"dose is the low-dose fraction in (0, 1), got {dose}")
+    return model.scaled(model.sd_hu / math.sqrt(1 - dose))
+
+
+def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int = 32) -> NoiseModel:
+    """Noise from an image alone, (B, 1, H, W) HU: the spectrum of the squares with the least structure.
+
+    Squares of soft tissue are ranked by how much of their variance survives a Gaussian of 2 pixels; the lowest tenth
+    (four at least) is averaged. Some anatomy remains in the lowest frequencies. The map follows the local
+    mean of the high-passed magnitude, clipped so that edges do not count.
+    """
+    candidates = _tissue(image_hu, roi)
+    rois = cut_rois(image_hu, candidates, roi).double()
+    smooth = cut_rois(gaussian_blur(image_hu, 2.0), candidates, roi).double()
+    detail = cut_rois(image_hu - gaussian_blur(image_hu, 1.0), candidates, roi).double()
+    structure = smooth.var(dim=(1, 2)) / detail.var(dim=(1, 2)).clamp(min=1e-6)
+    quiet = structure.argsort()[:max(4, len(candidates) // 10)]
+    high = (image_hu - gaussian_blur(image_hu, 1.0)).abs()
+    typical = cut_rois(high, [candidates[i] for i in quiet.tolist()], roi).mean()
+    local = gaussian_blur(high.clamp(max=3 * typical), 12.0)
+    model = _from_rois(rois[quiet], pixel_mm, None, "image")
+    map_hu = local[:1] * (model.sd_hu / max(float(typical), 1e-6))
+    return NoiseModel(model.sd_hu, model.frequency_per_mm, model.radial_nps, pixel_mm, map_hu, "image")
+
+
+def noise_from_simulation(image_hu: Tensor, geometry: Geometry, scanner: Scanner, dose: float, *,
+                          kernel_name: str | Kernel = "B30f", generator: torch.Generator | None = None,
+                          scans: int = 4, roi: int = 64) -> NoiseModel:
+    """Noise of a simulated scan: spectrum from ``scans`` noise images, map from the propagated variance."""
+    device = image_hu.device
+    project = projector(geometry.on_grid(image_hu.shape[-1]), device)
+    reconstruct = projector(geometry, device)
+    p = project.A(hu_to_mu(image_hu)).expand(scans, -1, -1, -1)
+    noisy = measure(p, scanner, geometry, (dose,), generator=generator)[0]
+    noise = reconstruct.fbp(noisy - p, kernel_name) * (1000 / MU_WATER_PER_MM)
+    map_hu = noise_map(image_hu, geometry, scanner, dose, kernel_name=kernel_name)
+    reference = reconstruct.fbp(p[:1], "soft") * (1000 / MU_WATER_PER_MM) - 1000
+    corners = [(i, r, c) for i in range(scans) for _, r, c in _tissue(reference, roi)]
+    return _from_rois(cut_rois(noise, corners, roi), geometry.pixel_mm, map_hu, "simulation")
+
+
+def _tissue(image_hu: Tensor, roi: int) -> list[tuple[int, int, int]]:
+    """Squares of soft tissue; where none is whole, those with the most of it."""
+    for fraction in (0.9, 0.6, 0.3):
+        if corners := soft_tissue_rois(image_hu, min(roi, *image_hu.shape[-2:]), fraction=fraction):
+            return corners
+    raise ParameterError("no soft tissue (-150 to 250 HU) is found in the image to measure noise in; is it in HU?")

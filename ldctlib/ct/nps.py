@@ -1,0 +1,146 @@
+"""Noise power spectra, measured in squares of soft tissue (Siewerdsen et al. 2002; ICRU 87)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldctlib.errors import ParameterError, ShapeError
+
+TISSUE_HU = (-150.0, 250.0)
+
+
+def gaussian_taps(sigma: float, radius: int) -> Tensor:
+    """Weights of a Gaussian filter at -radius..radius, float64, of sum 1."""
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    return taps / taps.sum()
+
+
+def _check(image: Tensor) -> None:
+    if image.ndim != 4 or image.shape[1] != 1 or not image.is_floating_point():
+        raise ShapeError(f"an image is a floating-point (B, 1, H, W), got {image.dtype} {tuple(image.shape)}")
+    if not torch.isfinite(image).all():
+        raise ParameterError("the image has values that are not finite")
+
+
+def gaussian_blur(image: Tensor, sigma_px: float) -> Tensor:
+    """Gaussian filter of ``(B, 1, H, W)``, cut at 4 sigma, mirrored at the border."""
+    radius = max(1, int(4 * sigma_px + 0.5))
+    taps = gaussian_taps(sigma_px, radius).to(image)
+    # a mirror needs more image than the filter reaches
+    mode = "reflect" if radius < min(image.shape[-2:]) else "replicate"
+    padded = F.pad(image, (radius,) * 4, mode=mode)
+    return F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+
+
+# ---------------------------------------------------------------- noise power spectrum
+
+
+def soft_tissue_rois(
+    reference_hu: Tensor, size: int = 64, *, fraction: float = 0.9, step: int | None = None
+) -> list[tuple[int, int, int]]:
+    """Corners ``(image, row, column)`` of squares that hold soft tissue, on a grid of half a square's side.
+
+    A square counts if at least ``fraction`` of its pixels, smoothed by 2 px, lie in [-150, 250] HU. May be
+    empty.
+    """
+    _check(reference_hu)
+    if not 4 <= size <= min(reference_hu.shape[-2:]):
+        raise ShapeError(f"ROI of {size} pixels does not fit into {tuple(reference_hu.shape[-2:])}")
+    step = size // 2 if step is None else step
+    smooth = gaussian_blur(reference_hu.float(), 2.0)
+    tissue = ((smooth >= TISSUE_HU[0]) & (smooth <= TISSUE_HU[1])).double()
+    share = F.avg_pool2d(tissue, size, stride=step)[:, 0]
+    return [(b, r * step, c * step) for b, r, c in (share >= fraction - 1e-9).nonzero().tolist()]
+
+
+def cut_rois(image: Tensor, corners: list[tuple[int, int, int]], size: int = 64) -> Tensor:
+    """The squares of ``image`` at ``corners`` as ``(N, size, size)``."""
+    if not corners:
+        raise ParameterError("no region of interest: no square is soft tissue; use a smaller size")
+    return torch.stack([image[b, 0, r : r + size, c : c + size] for b, r, c in corners])
+
+
+def trend_removed(rois: Tensor, detrend: str) -> Tensor:
+    """ROIs (N, n, n) minus each one's least-squares "mean", "plane" or "quadratic" ("none": as they are)."""
+    if detrend == "none":
+        return rois
+    n = rois.shape[-1]
+    axis = torch.arange(n, dtype=rois.dtype, device=rois.device) - (n - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    one = torch.ones_like(x)
+    bases = {"mean": [one], "plane": [one, x, y], "quadratic": [one, x, y, x * x, x * y, y * y]}
+    if detrend not in bases:
+        raise ParameterError(f"unknown detrend {detrend!r}: use one of {['none', *bases]}")
+    basis, _ = torch.linalg.qr(torch.stack(bases[detrend]).reshape(len(bases[detrend]), -1).T)
+    flat = rois.flatten(1)
+    return (flat - (flat @ basis) @ basis.T).view_as(rois)
+
+
+@dataclass(frozen=True)
+class NPS:
+    """A noise power spectrum in HU² mm², averaged over ROIs."""
+
+    frequency: np.ndarray  # (K,) centres of the radial bins, cycles/mm
+    radial: np.ndarray  # (K,) mean of the 2-D spectrum in each ring
+    two_d: np.ndarray  # (N, N), zero frequency at the centre
+    pixel_mm: float
+    n_rois: int
+
+    @property
+    def variance(self) -> float:
+        """The 2-D spectrum's integral in HU²: Parseval's theorem makes it the noise's variance."""
+        return float(self.two_d.sum() / (self.two_d.shape[0] * self.pixel_mm) ** 2)
+
+
+def nps(
+    noise: Tensor,
+    pixel_mm: float,
+    *,
+    roi: int = 64,
+    corners: list[tuple[int, int, int]] | None = None,
+    taper: str = "hann",
+    detrend: str = "mean",
+) -> NPS:
+    """NPS of noise: ROIs ``(N, n, n)``, or an image ``(B, 1, H, W)`` cut at ``corners`` (default: all
+    squares).
+
+    S(u, v) = Δ² / N² · <|DFT(w (noise - trend))|²> / <w²>  (Siewerdsen et al. 2002; ICRU 87), Δ in mm.
+    ``taper`` is "hann" or "none", ``detrend`` "none", "mean", "plane" or "quadratic", both per ROI. Radial
+    bins are 1 / (N Δ) wide; those beyond the axes' Nyquist frequency hold the corners only.
+    """
+    if not pixel_mm > 0:
+        raise ParameterError(f"pixel_mm must be > 0, got {pixel_mm}")
+    if taper not in ("hann", "none"):
+        raise ParameterError(f"unknown taper {taper!r}: use 'hann' or 'none'")
+    if noise.ndim == 4:
+        _check(noise)
+        if corners is None:
+            b, _, h, w = noise.shape
+            corners = [
+                (i, r, c)
+                for i in range(b)
+                for r in range(0, h - roi + 1, roi)
+                for c in range(0, w - roi + 1, roi)
+            ]
+        noise = cut_rois(noise, corners, roi)
+    if noise.ndim != 3 or noise.shape[-1] != noise.shape[-2] or noise.shape[-1] < 4:
+        raise ShapeError(f"noise must be ROIs (N, n, n) or an image (B, 1, H, W), got {tuple(noise.shape)}")
+    rois = trend_removed(noise.detach().cpu().double(), detrend)
+    n = rois.shape[-1]
+    window = torch.ones(n, n, dtype=torch.float64)
+    if taper == "hann":
+        line = torch.hann_window(n, periodic=True, dtype=torch.float64)
+        window = line[:, None] * line[None, :]
+    power = torch.fft.fft2(rois * window).abs().square().mean(dim=0)
+    two_d = torch.fft.fftshift(power * pixel_mm**2 / (n * n) / window.square().mean()).numpy()
+    axis = np.fft.fftshift(np.fft.fftfreq(n, pixel_mm))
+    ring = np.rint(np.hypot(axis[:, None], axis[None, :]) * n * pixel_mm).astype(int)
+    count = np.bincount(ring.ravel())
+    radial = np.bincount(ring.ravel(), weights=two_d.ravel()) / count
+    frequency = np.arange(len(count)) / (n * pixel_mm)
+    return NPS(frequency, radial, two_d, float(pixel_mm), len(rois))

@@ -1,0 +1,120 @@
+"""Collections of scans as cases by patient: real ones, in the layout they come in, and the phantom."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldctlib.data.cases import Case, Collection, Source, match_slices
+from ldctlib.data.dicom import pydicom_ct_slice
+from ldctlib.data.layouts import cases_from_folder, cases_from_tags, tag_mayo, tag_tcia
+from ldctlib.data.scan import Scan
+from ldctlib.data.splits import check_disjoint, split
+from ldctlib.errors import ParameterError, ScanError
+
+__all__ = [
+    "Case",
+    "Collection",
+    "Source",
+    "check_disjoint",
+    "match_slices",
+    "open_collection",
+    "phantom_collection",
+    "split",
+]
+
+LAYOUTS = ("tcia", "mayo2016", "folder")
+EMBEDDED = ("phantom", "sample")
+
+
+def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collection:
+    """Cases by patient, from a folder or one of the embedded collections; scans are read when asked for.
+
+    "phantom"   random patients of the phantom (full only: their noise-free truth); see phantom_collection
+    "sample"    the one real CT slice in pydicom's wheel (full only)
+    a folder    in one of these layouts, found out by "auto":
+        "tcia"      LDCT-and-Projection-data: .../L241/<study>/1.000000-Full Dose Images-70970/1-001.dcm
+        "mayo2016"  the 2016 challenge: L067/full_1mm/*.IMA, full_1mm/L067/full_1mm/*.IMA, L067/quarter/*.IMA,
+                    or L506_FD_1_1.CT.*.IMA and L506_QD_1_1.CT.*.IMA in one folder
+        "folder"    anything of DICOM, .nii, .nii.gz, .npy; folders named full and low (or quarter) make pairs
+
+    Missing slices inside a series are allowed here and noted in each scan. Raises ParameterError for an
+    unknown name or layout, ScanError for a folder without scans.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise ParameterError(f"unknown layout {layout!r}; allowed: auto, {', '.join(LAYOUTS)}")
+    if path_or_name == "phantom":
+        return phantom_collection()
+    if path_or_name == "sample":
+        case = Case(patient="pydicom CT_small", full=Source(pydicom_ct_slice), anatomy="abdomen")
+        return Collection("sample", "sample", (case,))
+    root = Path(path_or_name)
+    if not root.is_dir():
+        raise ParameterError(
+            f"{path_or_name!s} is neither a folder nor an embedded collection ({', '.join(EMBEDDED)})"
+        )
+    files = [file for file in sorted(root.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    for name, tag in (("tcia", tag_tcia), ("mayo2016", tag_mayo)):
+        if layout in ("auto", name):
+            cases = cases_from_tags(root, files, tag)
+            if cases:
+                return Collection(root.name, name, cases)
+            if layout == name:
+                raise ScanError(
+                    f"{root} holds nothing in the layout {name!r}; data/README.md shows what it is"
+                )
+    cases = cases_from_folder(root, files)
+    if not cases:
+        raise ScanError(f"{root} holds no CT or MR image in DICOM, NIfTI or NumPy files")
+    return Collection(root.name, "folder", cases)
+
+
+def phantom_collection(
+    patients: int = 40, *, slices: int = 8, size: int = 512, anatomy: str = "abdomen", first_seed: int = 0
+) -> Collection:
+    """Random patients of the phantom, each with ``slices`` noise-free 3 mm slices spread over its length."""
+    if patients < 1 or slices < 1:
+        raise ParameterError(f"a phantom collection needs patients and slices, got {patients} and {slices}")
+    seeds = range(first_seed, first_seed + patients)
+    return Collection(
+        "phantom",
+        "phantom",
+        tuple(
+            Case(
+                patient=f"{anatomy}-{seed:05d}",
+                full=Source(partial(_phantom_scan, seed, anatomy, slices, size)),
+                anatomy=anatomy,
+            )
+            for seed in seeds
+        ),
+    )
+
+
+def _phantom_scan(seed: int, anatomy: str, slices: int, size: int) -> Scan:
+    from ldctlib.ct.phantom import Patient
+
+    thickness = 3.0
+    patient = Patient.random(seed, anatomy=anatomy)
+    low, high = patient.z_range_mm
+    edges = np.linspace(low + thickness, high - thickness, slices + 1)
+    positions = [float(z) for z in (edges[:-1] + edges[1:]) / 2]
+    drawn = [patient.slice(z, size=size, thickness_mm=thickness) for z in positions]
+    step = float(edges[1] - edges[0])
+    pixel = drawn[0].pixel_mm
+    corner = (size - 1) / 2 * pixel
+    affine = np.diag([-pixel, -pixel, step, 1.0])
+    affine[:3, 3] = corner, corner, positions[0]
+    return Scan(
+        values=torch.cat([slice_.hu[:, 0] for slice_ in drawn]),
+        scale="HU",
+        spacing_mm=(step, pixel, pixel),
+        modality="CT",
+        patient_id=f"{anatomy}-{seed:05d}",
+        description="phantom without noise",
+        thickness_mm=thickness,
+        positions_mm=tuple(positions),
+        affine=affine,
+    )

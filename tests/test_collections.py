@@ -1,0 +1,330 @@
+"""Collections in the layouts that they are distributed in, pairing, and splits by patient."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from ldctlib.data.collections import (
+    Case,
+    Collection,
+    check_disjoint,
+    match_slices,
+    open_collection,
+    phantom_collection,
+    split,
+)
+from ldctlib.data.scan import Scan
+from ldctlib.data.splits import SPLITS_FOLDER
+from ldctlib.errors import ParameterError, ScanError
+
+
+def write_series(
+    folder: Path, names, value: int, *, patient="Anonymous", description="", positions=None, shift=0.0
+) -> None:
+    """One CT slice per name: a disc of ``value`` HU in air, with its z as one more HU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    row, column = np.mgrid[:24, :24] - 11.5
+    series, positions = generate_uid(), positions or [3.0 * k for k in range(len(names))]
+    for name, z in zip(names, positions, strict=True):
+        ds = Dataset()
+        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, generate_uid()
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2", series
+        ds.Modality, ds.PatientID, ds.SeriesDescription = "CT", patient, description
+        ds.ImageType, ds.SliceThickness = ["ORIGINAL", "PRIMARY", "AXIAL"], "3"
+        ds.Rows, ds.Columns = 24, 24
+        ds.PixelSpacing, ds.ImageOrientationPatient = [0.7, 0.7], [1, 0, 0, 0, 1, 0]
+        ds.ImagePositionPatient = [shift, 0, z]
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.RescaleSlope, ds.RescaleIntercept = "1", "-1024"
+        pixels = np.where(np.hypot(row, column) < 9, 1024 + value + z, 24).astype("<u2")
+        ds.add_new("PixelData", "OW", pixels.tobytes())
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.save_as(folder / name, enforce_file_format=True)
+
+
+def centre_hu(scan: Scan) -> list[float]:
+    return scan.values[:, 12, 12].tolist()
+
+
+def check_pair(case: Case, full=40, low=60, z=(0, 3, 6)) -> None:
+    loaded_full, loaded_low = case.load_pair()
+    assert centre_hu(loaded_full) == [full + k for k in z] and centre_hu(loaded_low) == [low + k for k in z]
+
+
+THREE = ("a.dcm", "b.dcm", "c.dcm")
+
+
+# --- layouts -------------------------------------------------------------------------------------------
+
+
+def test_tcia_layout(tmp_path):
+    root = tmp_path / "manifest-1" / "LDCT-and-Projection-data"
+    names = ("1-001.dcm", "1-002.dcm", "1-003.dcm")
+    write_series(root / "L241/12-23-2021-NA-NA-50920/1.000000-Full Dose Images-70970", names, 40)
+    write_series(root / "L241/12-23-2021-NA-NA-50920/1.000000-Low Dose Images-31092", names, 60)
+    # the two doses in two studies, other letter case, zeros left out
+    write_series(
+        root / "c30/01-13-2022-NA-NA-73373/1.000000-Full dose images-62126", ("1-1.dcm", "1-2.dcm"), 40
+    )
+    write_series(
+        root / "c30/01-19-2022-NA-NA-73373/2.000000-low dose images-50353", ("1-1.dcm", "1-2.dcm"), 60
+    )
+    write_series(root / "N005/12-23-2021-NA-NA-00001/1.000000-Full Dose Images-00002", names, 40)
+    (root / "N005/12-23-2021-NA-NA-00001/1.000000-Full Dose Projections-3").mkdir()
+    (root / "N005/12-23-2021-NA-NA-00001/1.000000-Full Dose Projections-3/1-1.dcm").write_bytes(b"raw")
+    (tmp_path / "metadata.csv").write_text("x")
+    for start in (tmp_path, root):
+        collection = open_collection(start)
+        assert collection.layout == "tcia" and collection.patients == ("C030", "L241", "N005")
+        chest, abdomen, head = collection
+        assert (chest.dose, abdomen.dose, head.dose) == (0.10, 0.25, 0.25)
+        assert (chest.anatomy, abdomen.anatomy, head.anatomy) == ("chest", "abdomen", "head")
+        check_pair(abdomen)
+        check_pair(chest, z=(0, 3))
+        assert head.low is None and len(head.full.files) == 3
+        with pytest.raises(ScanError, match="N005 has no low-dose"):
+            head.load_pair()
+    assert open_collection(root / "L241").patients == ("L241",)
+    assert abdomen.spacing_mm == (3.0, 0.7, 0.7)
+    assert [case.patient for case in collection.pairs()] == ["C030", "L241"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{patient}/{dose}_{variant}",
+        "{dose}_{variant}/{patient}/{dose}_{variant}",
+        "Training_Image_Data/1mm B30/{dose}_{variant}/{patient}/{dose}_{variant}",
+    ],
+)
+def test_mayo_packagings(tmp_path, pattern):
+    for patient in ("L067", "L096"):
+        for dose, code, value in (("full", "FD", 40), ("quarter", "QD", 60)):
+            for variant, more in (("1mm", 0), ("3mm", 100)):
+                names = [
+                    f"{patient}_{code}_{variant[0]}_1.CT.0001.{k:04d}.2015.12.22.20.IMA" for k in range(3)
+                ]
+                folder = pattern.format(patient=patient, dose=dose, variant=variant)
+                write_series(tmp_path / folder, names, value + more)
+    collection = open_collection(tmp_path)
+    assert collection.layout == "mayo2016"
+    assert [(case.patient, case.variant) for case in collection] == [
+        ("L067", "1mm"), ("L067", "3mm"), ("L096", "1mm"), ("L096", "3mm"),
+    ]  # fmt: skip
+    assert {case.dose for case in collection} == {0.25}
+    check_pair(collection.cases[0])
+    check_pair(collection.cases[3], 140, 160)
+
+
+def test_mayo_sorted_folders_and_file_names(tmp_path):
+    for dose, value in (("full", 40), ("quarter", 60)):
+        write_series(tmp_path / "L096" / dose, ("000020.IMA", "000021.IMA", "000022.IMA"), value)
+    names = [f".CT.0002.{k:04d}.2015.12.22.20.19.52.894480.358591878.IMA" for k in range(3)]
+    write_series(tmp_path / "L506_1mm", [f"L506_FD_1_1{name}" for name in names], 40)
+    write_series(tmp_path / "L506_1mm", [f"L506_QD_1_1{name}" for name in names], 60)
+    write_series(tmp_path / "L506_1mm", [f"L506_QD_3_SHARP_1{name}" for name in names], 80)
+    collection = open_collection(tmp_path)
+    assert [(case.patient, case.variant) for case in collection] == [
+        ("L096", ""), ("L506", "1mm"), ("L506", "3mm_sharp"),
+    ]  # fmt: skip
+    check_pair(collection.cases[0])
+    check_pair(collection.cases[1])
+    assert collection.cases[2].full is None  # as the challenge's test patients are
+    with pytest.raises(ScanError, match="no full-dose"):
+        collection.cases[2].load_pair()
+
+
+def test_any_folder_of_dicom(tmp_path):
+    write_series(tmp_path / "ana/full", THREE, 40, patient="A")
+    write_series(tmp_path / "ana/low", THREE, 60, patient="A")
+    write_series(tmp_path / "ben/first", THREE, 40, patient="B", description="thin")
+    write_series(tmp_path / "ben2/second", THREE, 50, patient="B", description="thin")
+    write_series(tmp_path / "carl", THREE, 40)  # its patient is "Anonymous"
+    collection = open_collection(tmp_path)
+    assert collection.layout == "folder"
+    # two folders of patient B are one patient, whatever they are called
+    assert [case.patient for case in collection] == ["A", "B", "B", "carl"]
+    check_pair(collection.cases[0])
+    assert all(case.low is None and case.dose is None for case in collection.cases[1:])
+    write_series(tmp_path / "ana/low", ("x.dcm", "y.dcm"), 70, patient="A")
+    with pytest.raises(ScanError, match="two scans that could be the low dose"):
+        open_collection(tmp_path)
+
+
+def test_tcia_series_in_folders_named_by_uid(tmp_path):
+    write_series(tmp_path / "1.3.6.1/1.4", THREE, 40, patient="L004", description="Full Dose Images")
+    write_series(tmp_path / "1.3.6.1/1.5", THREE, 60, patient="L004", description="Low Dose Images")
+    (case,) = open_collection(tmp_path)
+    assert (case.patient, case.dose, case.anatomy) == ("L004", 0.25, "abdomen")
+    check_pair(case)
+
+
+def test_folders_of_nifti_and_numpy(tmp_path):
+    nib = pytest.importorskip("nibabel")
+    image = np.full((6, 5, 4), 40, np.float32)
+    for folder in ("full", "low"):
+        (tmp_path / "np" / folder).mkdir(parents=True)
+        for name in ("p1.npy", "p2.npy"):
+            np.save(tmp_path / "np" / folder / name, image[:3] + (folder == "low"))
+    collection = open_collection(tmp_path / "np")
+    assert collection.patients == ("p1", "p2") and len(collection.pairs()) == 2
+    full, low = collection.cases[0].load_pair()
+    assert torch.equal(low.values - full.values, torch.ones(3, 5, 4))
+
+    lits, acdc = tmp_path / "lits", tmp_path / "acdc"
+    for path in (
+        lits / "Training Batch 1/volume-0.nii", lits / "Training Batch 1/segmentation-0.nii",
+        lits / "Training Batch 2/volume-28.nii", lits / "Training Batch 2/segmentation-28.nii",
+        acdc / "training/patient001/patient001_frame01.nii.gz",
+        acdc / "training/patient001/patient001_4d.nii.gz",
+        acdc / "training/patient001/patient001_frame01_gt.nii.gz",
+        acdc / "training/patient001/patient001_frame12.nii.gz",
+        acdc / "training/patient002/patient002_frame01.nii.gz",
+    ):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(image, np.diag([0.7, 0.7, 3, 1])), path)
+    assert open_collection(lits).patients == ("volume-0", "volume-28") and len(open_collection(lits)) == 2
+    assert open_collection(acdc).patients == ("patient001", "patient002") and len(open_collection(acdc)) == 3
+    assert open_collection(lits).cases[0].spacing_mm == pytest.approx((3, 0.7, 0.7))
+
+
+def test_the_embedded_collections():
+    (sample,) = open_collection("sample")
+    assert sample.load_full().values.shape == (1, 128, 128) and sample.low is None
+    assert len(open_collection("phantom").patients) == 40
+    collection = phantom_collection(2, slices=2, size=64, first_seed=5)
+    assert collection.patients == ("abdomen-00005", "abdomen-00006")
+    one, again = (collection.cases[0].load_full() for _ in range(2))
+    assert one.values.shape == (2, 64, 64) and torch.equal(one.values, again.values)
+    assert not torch.equal(one.values, collection.cases[1].load_full().values)
+    assert one.spacing_mm[0] == pytest.approx(one.positions_mm[1] - one.positions_mm[0])
+    assert np.allclose(one.affine @ [31.5, 31.5, 1, 1], [0, 0, one.positions_mm[1], 1])
+
+
+def test_what_cannot_be_opened(tmp_path):
+    with pytest.raises(ParameterError, match="phantom, sample"):
+        open_collection(tmp_path / "absent")
+    with pytest.raises(ParameterError, match="auto, tcia, mayo2016, folder"):
+        open_collection(tmp_path, layout="lits")
+    (tmp_path / "readme.txt").write_text("nothing here")
+    for layout in ("auto", "tcia", "mayo2016", "folder"):
+        with pytest.raises(ScanError):
+            open_collection(tmp_path, layout=layout)
+    with pytest.raises(ParameterError):
+        phantom_collection(0)
+
+
+# --- pairing -------------------------------------------------------------------------------------------
+
+
+def test_slices_are_paired_by_position(tmp_path):
+    write_series(tmp_path / "p/full", THREE, 40, positions=[6.0, 0.0, 3.0])
+    write_series(tmp_path / "p/low", ("x.dcm", "y.dcm", "z.dcm"), 60, positions=[9.04, 3.04, 6.04])
+    (case,) = open_collection(tmp_path)
+    full, low = case.load_pair()
+    assert full.positions_mm == (3.0, 6.0) and low.positions_mm == (3.04, 6.04)
+    assert centre_hu(full) == [43, 46] and centre_hu(low) == [63, 66]
+    assert any("2 slice(s)" in note for note in full.notes)
+
+
+def test_pairs_that_are_none_are_refused(tmp_path):
+    write_series(tmp_path / "far/full", THREE, 40)
+    write_series(tmp_path / "far/low", THREE, 60, positions=[100.0, 103.0, 106.0])
+    write_series(tmp_path / "shifted/full", THREE, 40)
+    write_series(tmp_path / "shifted/low", THREE, 60, shift=0.7)
+    write_series(tmp_path / "other/full", THREE, 40)
+    write_series(tmp_path / "other/low", THREE, -990)  # another body: all air
+    far, other, shifted = (open_collection(tmp_path / name).cases[0] for name in ("far", "other", "shifted"))
+    with pytest.raises(ScanError, match="no slice of the two doses"):
+        far.load_pair()
+    with pytest.raises(ScanError, match="shifted by 0.70 mm"):
+        shifted.load_pair()
+    with pytest.raises(ScanError, match="different anatomy"):
+        other.load_pair()
+    scan = far.load_full()
+    with pytest.raises(ScanError, match="not scans of one grid"):
+        match_slices(scan, Scan(torch.zeros(3, 8, 8), "HU", scan.spacing_mm))
+
+
+# --- splits --------------------------------------------------------------------------------------------
+
+
+def patients(names) -> Collection:
+    return Collection("x", "folder", tuple(Case(patient=name, full=None) for name in names))
+
+
+def test_a_split_is_by_patient_and_adding_patients_moves_nobody():
+    names = [f"P{k:04d}" for k in range(2000)]
+    twice = Collection("x", "folder", patients(names).cases * 2)  # two scans of each patient
+    result = split(twice, ratios=(0.7, 0.1, 0.2), seed=1)
+    assert sorted(sum(result.values(), [])) == names  # everyone once
+    # binomial: sd of the share of 2000 is 1.0 % at 0.7, so 4 % is four of them
+    shares = [len(result[subset]) / 2000 for subset in ("train", "val", "test")]
+    assert np.allclose(shares, (0.7, 0.1, 0.2), atol=0.04)
+    part = split(patients(names[::3]), ratios=(0.7, 0.1, 0.2), seed=1)
+    assert all(set(part[subset]) <= set(result[subset]) for subset in result)
+    assert split(twice, seed=2) != split(twice, seed=1) == result
+    # pinned, so that a change of the rule cannot pass unseen: it would leak patients of trained networks
+    assert split(patients([f"P{k}" for k in range(10, 22)]), ratios=(0.3, 0.3, 0.4)) == {
+        "train": ["P12", "P13", "P15", "P16", "P21"],
+        "val": ["P10", "P19"],
+        "test": ["P11", "P14", "P17", "P18", "P20"],
+    }
+
+
+def test_published_splits():
+    tcia = patients(["C121", "C001", "C002", "L241", "L506", "L004", "N090", "N001"])
+    result = split(tcia, name="ldct-benchmark")
+    assert result["test"] == ["C121", "L241", "N090"]
+    # L506 is tested in the challenge's split, so nothing may be trained on it
+    assert sorted(result["train"] + result["val"]) == ["C001", "C002", "L004", "N001"]
+    mayo = patients(["L067", "L096", "L506", "L008"])
+    challenge = split(mayo, name="mayo-2016")
+    assert challenge == {"train": ["L067", "L096"], "val": [], "test": ["L008", "L506"]}
+    assert {"L506", "L241"} <= set(split(tcia)["test"])  # whatever the hash says
+    check_disjoint(result, challenge)
+    with pytest.raises(ParameterError, match="L067"):
+        check_disjoint(challenge, {"test": ["L067"]})
+
+
+def test_split_files_are_sound():
+    files = sorted(SPLITS_FOLDER.glob("*.json"))
+    assert [file.stem for file in files] == ["ldct-benchmark", "mayo-2016"]
+    for file in files:
+        content = json.loads(file.read_text())
+        everyone = content["train"] + content["val"] + content["test"]
+        assert len(set(everyone)) == len(everyone) and content["rest"] in ("test", "train and val")
+    benchmark = json.loads(files[0].read_text())["test"]
+    assert [sum(name[0] == prefix for name in benchmark) for prefix in "CLN"] == [5, 5, 5]
+
+
+def test_bad_splits():
+    with pytest.raises(ParameterError, match="ldct-benchmark, mayo-2016"):
+        split(patients(["A"]), name="mayo")
+    with pytest.raises(ParameterError, match="sum to 1"):
+        split(patients(["A"]), ratios=(0.7, 0.2, 0.2))
+
+
+# --- real pairs ----------------------------------------------------------------------------------------
+
+
+def test_real_mayo_pairs(real_data):
+    collection = open_collection(real_data / "ct" / "mayo")
+    assert collection.layout == "mayo2016" and collection.patients == ("L096", "L143", "L506")
+    assert [len(case.full.files) for case in collection] == [10, 4, 1]
+    assert collection.cases[2].spacing_mm == pytest.approx((1, 0.7421875, 0.7421875))
+    full, low = collection.cases[1].load_pair()
+    assert full.positions_mm == low.positions_mm and len(full.values) == 4
+    body = full.values > -500
+    # inserted noise: no shift of the mean, and tens of HU of spread
+    difference = (low.values - full.values)[body]
+    assert abs(difference.mean()) < 2 and 20 < difference.std() < 150

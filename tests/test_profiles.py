@@ -1,0 +1,112 @@
+"""Profiles and notebook parameters: what is allowed passes, everything else is refused with a remedy."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from ldctlib import course, profiles
+from ldctlib.errors import ParameterError
+
+
+def test_defaults_make_the_output_folder(tmp_path):
+    settings = profiles.parameters("01_data_and_dose", out=tmp_path / "a" / "b", doses=[0.1, 0.25])
+    assert settings.out.is_dir()
+    assert settings.profile.name == "workshop" and settings.data == "phantom"
+    assert settings.own == {"doses": [0.1, 0.25]}
+    assert settings.pick(workshop=1, train=2, paper=3) == 1
+    assert str(tmp_path) not in str(settings)  # a committed notebook prints it
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"profile": "workshp"}, "did you mean 'workshop'"),
+        ({"profile": "fast"}, "workshop, train, paper"),
+        ({"data": "phantm"}, "did you mean 'phantom'"),
+        ({"data": "no/such/folder"}, "does not exist"),
+        ({"data": "natural"}, "phantom, sample, or the path"),
+        ({"data": ""}, "does not exist"),
+        ({"data": "phantom", "profile": "paper"}, "the path of a folder of scans"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": True}, "seed=True"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"device": "gpu"}, "auto, cpu, cuda"),
+        ({"device": "cuda:99"}, "PyTorch sees"),
+        ({"device": 3.5}, "allowed: auto"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(tmp_path, wrong, says):
+    with pytest.raises(ParameterError, match=says):
+        profiles.parameters("nb", out=tmp_path, **wrong)
+
+
+def test_a_file_in_the_way_of_out(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ParameterError, match="cannot be made a folder"):
+        profiles.parameters("nb", out=tmp_path / "taken")
+
+
+def test_a_folder_of_scans_is_data_in_every_profile(tmp_path):
+    for name in profiles.PROFILES:
+        assert profiles.parameters("nb", profile=name, data=str(tmp_path), out=tmp_path).data == tmp_path
+
+
+def test_pick_wants_every_profile(tmp_path):
+    with pytest.raises(ParameterError, match="one value for each"):
+        profiles.parameters("nb", out=tmp_path).pick(workshop=1)
+
+
+def test_generators_repeat_and_differ_by_stream_and_seed(tmp_path):
+    def draw(seed: int, stream: int) -> float:
+        settings = profiles.parameters("nb", out=tmp_path, seed=seed)
+        return torch.rand(1, generator=settings.generator(stream)).item()
+
+    assert draw(1, 0) == draw(1, 0)
+    assert len({draw(seed, stream) for seed in range(3) for stream in range(3)}) == 9
+
+
+def test_metrics_are_plain_json_and_replace_the_old_ones(tmp_path):
+    settings = profiles.parameters("nb", out=tmp_path)
+    settings.write_metrics({"old": 1})
+    settings.write_metrics({"psnr": torch.tensor(24.5), "by": {"dose": [torch.tensor(1)]}})
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["metrics"] == {"psnr": 24.5, "by": {"dose": [1]}} and record["notebook"] == "nb"
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]  # no part file is left
+
+
+def test_metrics_that_are_not_finite_stay_readable(tmp_path):
+    settings = profiles.parameters("nb", out=tmp_path)
+    settings.write_metrics({"lpips": math.nan, "reason": "no trunk"})
+    strict = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert strict["metrics"] == {"lpips": None, "reason": "no trunk"}
+
+
+def test_a_misspelt_injected_name_is_found_in_the_kernels_record(tmp_path, monkeypatch):
+    IPython = pytest.importorskip("IPython")
+
+    class Shell:
+        user_ns = {"In": ["", "seed = 0", "# Parameters\nsede = 3\n", "n_of_the_notebook = 5"]}
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: Shell)
+    with pytest.raises(ParameterError, match=r"no parameter 'sede' \(did you mean 'seed'\?\)"):
+        profiles.parameters("nb", out=tmp_path)
+    Shell.user_ns["In"][2] = "# Parameters\nseed = 3\n"
+    assert profiles.parameters("nb", out=tmp_path, seed=3).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=3", 3), ("a=1e-3", 1e-3), ("a=True", True), ("a=[0.1, 2]", [0.1, 2]), ("a=cpu", "cpu"), ("a=x=y", "x=y")],
+)
+def test_command_line_values(text, value):
+    name, parsed = course.parse_assignment(text)
+    assert (name, parsed, type(parsed)) == ("a", value, type(value))
+
+
+def test_command_line_nonsense():
+    with pytest.raises(ParameterError, match="write name=value"):
+        course.parse_assignment("seed")

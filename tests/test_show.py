@@ -1,0 +1,271 @@
+"""Figures, widgets, exercises and the page: what they draw, say and refuse."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.show import exercises, figures, page, widgets
+from ldctlib.show.exercises import Exercise, check, judge
+from ldctlib.units import SOFT_TISSUE, Window
+
+
+@pytest.fixture
+def image_hu() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return 40 + 30 * torch.randn(1, 1, 64, 48, generator=generator)
+
+
+def picture(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+# -- figures ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_show_every_image_in_one_window_and_the_difference_in_hu(image_hu):
+    figure = figures.rows(
+        {"a": image_hu, "b": image_hu + 7}, window=SOFT_TISSUE, roi=(8, 4, 16, 20), reference="a"
+    )
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert len(drawn) == 6
+    assert {axis.images[0].get_clim() for axis in drawn[:4]} == {(-160, 240)}
+    np.testing.assert_array_equal(drawn[3].images[0].get_array(), (image_hu + 7)[0, 0, 8:24, 4:24])
+    np.testing.assert_allclose(drawn[5].images[0].get_array(), 7, atol=1e-4)  # float32 at 40 HU: 4e-6
+    assert drawn[5].get_xlabel() == "RMSE 7.0 HU"
+    low, high = drawn[5].images[0].get_clim()
+    assert low == -high  # or a diverging map's middle would not be 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"roi": (60, 0, 16, 16)}, ParameterError, "leaves the image of 64×48"),
+        ({"reference": "c"}, ParameterError, "none of the images: a, b"),
+        ({"images": {}}, ParameterError, "at least one"),
+        ({"images": {"a": torch.zeros(2, 1, 8, 8)}}, ShapeError, r"got \(2, 1, 8, 8\)"),
+        ({"images": {"a": torch.zeros(8, 8), "b": torch.zeros(8, 9)}}, ShapeError, "one shape"),
+    ],
+)
+def test_rows_refuse(image_hu, change, error, says):
+    with pytest.raises(error, match=says):
+        figures.rows(**{"images": {"a": image_hu, "b": image_hu}, "window": SOFT_TISSUE, **change})
+
+
+def test_embedded_figures_keep_their_colours_and_are_small(image_hu):
+    figure = figures.rows({"a": image_hu, "b": image_hu * 0}, window=SOFT_TISSUE, reference="a")
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", bbox_inches="tight", pad_inches=0.05)
+    small, exact = figures.png_bytes(figure), picture(whole.getvalue())
+    error = np.abs(picture(small).astype(int) - exact)
+    assert len(small) < 0.6 * len(whole.getvalue())
+    # Half a step of LEVELS grey levels; between two steps of the diverging map a channel moves by at most 9.
+    assert np.percentile(error, 99) <= 9
+    assert (picture(small)[0, 0] == 255).all()
+
+
+def test_nps_plot_normalises_and_names_its_axes():
+    frequency = np.linspace(0, 0.7, 20)
+    curves = {"real": (frequency, 5 * frequency), "simulated": (torch.tensor(frequency), frequency)}
+    figure = figures.nps_plot(curves, reference="real", normalise=True)
+    lines = figure.axes[0].lines
+    assert [line.get_ydata().max() for line in lines] == [1, 1] and lines[0].get_linestyle() == "--"
+    assert "1/mm" in figure.axes[0].get_xlabel()
+    with pytest.raises(ShapeError, match="20 frequencies but 3"):
+        figures.nps_plot({"bad": (frequency, [1, 2, 3])})
+
+
+def test_profile_plot_is_in_mm_and_stays_inside(image_hu):
+    line = figures.profile_plot({"a": image_hu}, row=10, columns=slice(4, 8), spacing_mm=0.5).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), [2, 2.5, 3, 3.5])
+    np.testing.assert_array_equal(line.get_ydata(), image_hu[0, 0, 10, 4:8])
+    with pytest.raises(ParameterError, match="64 rows"):
+        figures.profile_plot({"a": image_hu}, row=64)
+
+
+def test_contact_sheet_hides_what_is_left_over(image_hu):
+    figure = figures.contact_sheet([image_hu] * 7, window=SOFT_TISSUE, columns=4)
+    assert [axis.get_visible() for axis in figure.axes] == [True] * 7 + [False]
+
+
+def test_table_marks_the_best_of_those_that_compete():
+    rows = [
+        {"method": "truth", "PSNR": 99.0, "RMSE": 0.0},
+        {"method": "<ldct>", "PSNR": 19.281, "RMSE": 40.0},
+        {"method": "nafnet", "PSNR": 24.90, "RMSE": float("nan")},
+        {"method": "tie", "PSNR": 24.901, "RMSE": 20.0},
+    ]
+    table = figures.Table(rows, better={"PSNR": "high", "RMSE": "low"}, skip=["truth"])
+    assert table.best("PSNR") == {2, 3} and table.best("RMSE") == {3} and table.best("method") == set()
+    html = table._repr_html_()
+    assert html.count("<b>") == 3 and "&lt;ldct&gt;" in html and "nan" not in html
+    assert repr(table).splitlines()[2].split() == ["<ldct>", "19.28", "40.00"]
+    with pytest.raises(ParameterError, match="say 'high' or 'low'"):
+        figures.Table(rows, better={"PSNR": "best"})
+
+
+# -- widgets ---------------------------------------------------------------------------------------------------
+
+
+def test_grey_levels_of_a_window():
+    hu = torch.tensor([[-1000.0, -160.0, 40.0, 240.0, 3000.0]])
+    assert widgets.grey(hu, SOFT_TISSUE).tolist() == [[0, 0, 128, 255, 255]]  # 127.5 rounds to even
+
+
+def test_wipe_cuts_where_the_slider_is():
+    black, white = torch.full((4, 10), -160.0), torch.full((4, 10), 240.0)
+    image = widgets.render_wipe(white, black, 0.5, SOFT_TISSUE)
+    assert (image[:, :4] == 255).all() and (image[:, 6:] == 0).all()
+    assert (image[:, 4:6] == widgets.WIPE_COLOUR).all()
+    assert (widgets.render_wipe(white, black, 0.0, SOFT_TISSUE) == 0).all()
+    assert (widgets.render_wipe(white, black, 1.0, SOFT_TISSUE) == 255).all()
+    with pytest.raises(ShapeError, match="one shape"):
+        widgets.render_wipe(white, black[:2], 0.5, SOFT_TISSUE)
+
+
+def test_slice_viewer_redraws_on_every_control():
+    volume = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 1, 8, 8) * 100
+    panel = widgets.slice_viewer(volume, window=Window(200, 400))
+
+    def shown() -> int:
+        return int(picture(panel.image.value)[0, 0, 0])
+
+    assert shown() == 128  # slice 2: 200 HU, the level
+    panel.controls["slice"].value = 4
+    assert shown() == 255
+    panel.controls["level"].value = 400
+    assert shown() == 128
+    panel.controls["slice"].value = 3
+    panel.controls["width"].value = 400 * 2
+    assert shown() == round(255 * (300 - 0) / 800)
+    assert len([axis for axis in panel.figure().axes if axis.images]) == 3
+
+
+def test_dose_slider_shows_the_scan_and_its_noise(image_hu):
+    scans = {1.0: image_hu, 0.25: image_hu + 50}
+    panel = widgets.dose_slider(scans, image_hu)
+    width = image_hu.shape[-1]
+    assert (picture(panel.image.value)[:, width:] == 128).all()  # full dose is the reference: no difference
+    panel.controls["dose"].value = 0.25
+    noise = picture(panel.image.value)[:, width:]
+    assert abs(int(noise.min()) - 255 * 250 / 400) <= 1 and noise.min() == noise.max()
+    assert panel.figure().axes
+    with pytest.raises(ParameterError, match="was not scanned"):
+        widgets.render_dose(scans, 0.5, SOFT_TISSUE, image_hu)
+
+
+def test_a_redraw_of_a_full_slice_is_quick():
+    generator = torch.Generator().manual_seed(0)
+    before, after = (40 + 60 * torch.randn(512, 512, generator=generator) for _ in range(2))
+    panel = widgets.wipe(before, after)
+    times = []
+    for step in range(1, 6):
+        start = time.perf_counter()
+        panel.controls["fraction"].value = step / 10
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.15  # the best of five: a busy machine is not the widget's fault
+
+
+# -- exercises -------------------------------------------------------------------------------------------------
+
+HALF = Exercise(
+    name="99.half",
+    prompt="what does a quarter of the dose do to the noise?",
+    accept=exercises.number(2.0, within=0.01),
+    right=2,
+    wrong=4,
+    because="noise goes with the inverse root of dose",
+    hint="count photons",
+    hints=[(exercises.number(4.0, within=0.01), "that is the variance")],
+)
+
+
+def test_verdicts():
+    assert judge(HALF, ...).state == "open" and HALF.prompt in judge(HALF, ...).message
+    assert judge(HALF, 2.01).state == "right"
+    assert judge(HALF, 4) == exercises.Verdict("not yet", "that is the variance")
+    assert judge(HALF, 3).message == "count photons"
+    assert judge(HALF, True).state == "not yet"
+    for strange in ("two", None, [], object(), torch.zeros(2)):
+        assert judge(HALF, strange).state == "not yet"  # and nothing is raised
+
+
+def test_a_function_that_does_nothing_is_open():
+    def empty(x): ...
+
+    def said(x):
+        """Only words."""
+
+    def done(x):
+        return x
+
+    assert exercises.is_open(empty) and exercises.is_open(said) and not exercises.is_open(done)
+
+
+def test_an_answer_that_raises_is_not_yet():
+    exercise = Exercise("99.f", "?", lambda f: f(1) == 1, lambda x: x, lambda x: 0, "yes", "return x")
+    verdict = judge(exercise, lambda x: 1 / 0)
+    assert verdict.state == "not yet" and "ZeroDivisionError" in verdict.message
+
+
+def test_names_that_do_not_exist_are_said():
+    for name in ("77.nothing", "nothing", "", 5):
+        assert check(name, 1).state == "unknown"
+
+
+def test_verdicts_escape_what_they_show():
+    assert "<script>" not in exercises.Verdict("not yet", "<script>")._repr_html_()
+
+
+def test_acceptors():
+    assert exercises.choice("a", "A rose")(" a ROSE ") and not exercises.choice("a")("b")
+    close = exercises.array([1.0, 2.0], within=0.1)
+    assert close(torch.tensor([1.05, 2.0])) and not close([1.2, 2.0]) and not close([[1.0, 2.0]])
+    assert exercises.number(0.0, within=0.1)(0.05) and not exercises.number(0.0, within=0.1)(0.2)
+
+
+@pytest.mark.parametrize("notebook", exercises.notebooks())
+def test_every_exercise_takes_its_right_answer_and_refuses_the_plausible_wrong_one(notebook):
+    registered = exercises.exercises_of(notebook)
+    assert registered
+    for name, exercise in registered.items():
+        assert name.startswith(f"{notebook}.")
+        assert check(name, exercise.right).state == "right", name
+        refused = check(name, exercise.wrong)
+        assert refused.state == "not yet" and "could not be tried" not in refused.message, name
+        assert check(name, ...).state == "open"
+
+
+# -- the page --------------------------------------------------------------------------------------------------
+
+
+def record(**change):
+    plain = {"name": "01_x", "title": "What is <dose>?", "status": "done", "error": "", "seconds": 3.2, "figures": [],
+             "profile": "workshop", "metrics": {}, "html": True}  # fmt: skip
+    return {**plain, **change}
+
+
+def test_page_shows_what_happened_and_escapes_it():
+    error = "cell 7 (In [5]): ValueError: a < b"
+    html = page.build(
+        [record(metrics={"psnr": {"nafnet": 24.56789}, "n": 3}, figures=["01_x/figures/figure_01.png"]),
+         record(name="02_y", status="failed", error=error)],
+        profile="workshop",
+    )  # fmt: skip
+    assert "What is &lt;dose&gt;?" in html and "<dose>" not in html
+    assert "psnr.nafnet" in html and "24.57" in html
+    assert "a &lt; b" in html and "1 failed" in html
+    assert 'src="01_x/figures/figure_01.png"' in html and 'href="01_x.html"' in html
+    assert "http" not in html and "<script" not in html  # needs no network and no script
+
+
+def test_page_limits_the_metrics_it_shows_and_says_how_many_are_left():
+    html = page.build([record(metrics={f"m{i}": i for i in range(20)})], profile="workshop")
+    assert html.count("<dt>") == page.MAX_METRICS and "(8 more)" in html
