@@ -69,7 +69,7 @@ def _nafnet(profile: str) -> Recipe:
     return Recipe(
         model="nafnet",
         config=dict(width=64, shuffle=2, encoder=[2, 2], middle=4, decoder=[2, 2], patch=64),
-        patches=PatchConfig(seed=11, patch=64, **(dict(slices=16, photographs=16, noises=12) if small else {})),
+        patches=PatchConfig(seed=11, patch=64, **(dict(size=256, slices=16, photographs=16, noises=12) if small else {})),
         stable=TrainConfig(steps=stable, warmup_steps=min(200, stable // 4), schedule="constant", seed=1, **common),
         decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
     )
@@ -84,7 +84,7 @@ def _redcnn(profile: str) -> Recipe:
     return Recipe(
         model="redcnn",
         config=dict(final_relu=False),
-        patches=PatchConfig(seed=12, patch=48, **(dict(slices=16, photographs=16, noises=12) if small else {})),
+        patches=PatchConfig(seed=12, patch=48, **(dict(size=256, slices=16, photographs=16, noises=12) if small else {})),
         stable=TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1, **common),
         decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
     )

@@ -129,7 +129,7 @@ def test_the_slice_that_ships():
 
 
 def damaged_copies(rng: np.random.Generator, count: int):
-    """(source, bytes or dataset, kind): truncations, flipped bits in the header or anywhere, deleted elements."""
+    """(source, bytes or dataset, kind): cuts, flipped bits in the header or anywhere, deleted elements."""
     names = [
         "CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm",
         "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "693_J2KI.dcm", "17106", "4919",
@@ -349,6 +349,14 @@ def test_what_ct_must_state(tmp_path, missing):
     ds = ct_slice(0, np.zeros((4, 4), np.uint16))
     delattr(ds, missing)
     with pytest.raises(ScanError, match="a.dcm"):
+        read_series(save(ds, tmp_path / "a.dcm"))
+
+
+def test_raw_projections_are_no_image(tmp_path):
+    ds = ct_slice(0, np.zeros((4, 4), np.uint16))
+    ds.add_new(0x70290010, "LO", "DETECTOR GEOMETRY")
+    ds.add_new(0x70291010, "US", 64)
+    with pytest.raises(ScanError, match="raw projections"):
         read_series(save(ds, tmp_path / "a.dcm"))
 
 

@@ -1,7 +1,8 @@
-"""The abdomen's walls: skin, fat, muscles, ribs, spine and pelvis, and the maps of one slice that all organs use.
+"""The abdomen's walls: skin, fat, muscles, ribs, spine and pelvis, and the maps of one slice that all organs
+use.
 
-The wall is polar about the body's axis: the muscles' outer surface, the fat outside it and the wall inside it are
-functions of angle and z, so that depth below the muscle surface is one map.
+The wall is polar about the body's axis: the muscles' outer surface, the fat outside it and the wall inside it
+are functions of angle and z, so that depth below the muscle surface is one map.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from ldctlib.ct.drawing import Box, Canvas, capsules, ellipsoid
 from ldctlib.ct.textures import cloud, sample_at, sheets, swell
 
 N_ANGLES = 4096
-THETA = (np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)).astype(np.float32)  # y points back: 90 degrees is the spine
+THETA = (np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)).astype(
+    np.float32
+)  # y points back: 90 degrees is the spine
 
 
 def from_angle(centre: float) -> np.ndarray:
@@ -33,19 +36,26 @@ class Wall:
 
     def __init__(self, rng: np.random.Generator):
         u = rng.uniform
-        self.half_width = float(np.clip(rng.normal(138, 10), 116, 165))
+        self.half_width = float(np.clip(rng.normal(141, 11), 116, 168))
         self.half_depth = self.half_width * u(0.66, 0.8)
         self.axis_y = -u(0, 6)
         self.power = u(2.1, 2.6)
-        self.harmonics = [(k, u(0.004, 0.02) / (k - 1), u(0, 2 * np.pi), u(-0.012, 0.012)) for k in (2, 3, 4, 5)]
-        thin = float(np.clip(rng.lognormal(2.7, 0.5), 5, 40))
-        self.fat_mm = {"all": thin * 0.55, "front": thin * u(0.2, 1.1), "side": thin * u(0.2, 0.9),
-                       "back": thin * u(0.2, 1.0), "furrow": u(2, 6)}
+        self.harmonics = [
+            (k, u(0.004, 0.02) / (k - 1), u(0, 2 * np.pi), u(-0.012, 0.012)) for k in (2, 3, 4, 5)
+        ]
+        thin = float(np.clip(rng.lognormal(2.85, 0.5), 5, 42))
+        self.fat_mm = {
+            "all": thin * 0.55,
+            "front": thin * u(0.2, 1.1),
+            "side": thin * u(0.2, 0.9),
+            "back": thin * u(0.2, 1.0),
+            "furrow": u(2, 6),
+        }
         self.fat_drift = u(-0.0035, 0.0005)  # the fat layer grows towards the pelvis
         self.side_mm, self.rectus_mm, self.back_mm = u(10, 18), u(6, 11), u(30, 42)
         self.semilunar, self.alba = u(0.55, 0.75), u(0.02, 0.06)
         self.fatty_muscle = u(0.15, 0.8)
-        self.septa = u(0.3, 0.95)
+        self.septa, self.hip_mm = u(0.3, 0.95), u(12, 24)
         self.rib_spacing, self.rib_shift, self.rib_slope = u(25, 30), u(-8, 8), u(42, 56)
         self.rib_axes = u(5.5, 7), u(3.2, 4.3)
         self.table_gap = u(2, 10) if rng.random() < 0.75 else None
@@ -54,8 +64,10 @@ class Wall:
         skins = [r + f for r, f, _ in map(self.contours, (-120.0, -60.0, 0.0, 60.0, 110.0))]
         widest = max(float((skin * np.abs(np.cos(THETA))).max()) for skin in skins)
         # the couch touches no skin, wherever its curve comes nearest
-        lowest = max(float((skin * np.sin(THETA) + self.table_curve * (skin * np.cos(THETA)) ** 2).max())
-                     for skin in skins)
+        lowest = max(
+            float((skin * np.sin(THETA) + self.table_curve * (skin * np.cos(THETA)) ** 2).max())
+            for skin in skins
+        )
         self.table_y = self.axis_y + lowest + 2 + (self.table_gap or 0)
         self.field_of_view_mm = float(np.clip(2 * widest * u(1.02, 1.2), 338, 461))
 
@@ -66,7 +78,9 @@ class Wall:
         n = self.power
         radius = (np.abs(np.cos(THETA) / a) ** n + np.abs(np.sin(THETA) / b) ** n) ** (-1 / n)
         for k, amplitude, phase, drift in self.harmonics:
-            radius = radius * (1 + amplitude * np.cos(k * (THETA - np.pi / 2) + 0.4 * np.sin(phase + drift * z)))
+            radius = radius * (
+                1 + amplitude * np.cos(k * (THETA - np.pi / 2) + 0.4 * np.sin(phase + drift * z))
+            )
         radius *= 1 - 0.05 * _bump(FROM_BACK, 0.12)  # furrow over the spine
         f = self.fat_mm
         fat = f["all"] + f["front"] * _bump(FROM_FRONT, 0.7) + f["back"] * _bump(FROM_BACK - 0.75, 0.4)
@@ -79,6 +93,8 @@ class Wall:
         lateral = side * (1 - np.exp(-(((FROM_FRONT - self.semilunar) / 0.16) ** 2)))
         wall = np.where(FROM_FRONT < self.semilunar, self.rectus_mm * np.maximum(belly, 0) ** 0.6, lateral)
         wall = np.maximum(wall, 1.6) + self.back_mm * _bump(FROM_BACK, 0.42)
+        hip = 1 / (1 + np.exp((z + 92) / 6))  # gluteal muscles outside the iliac wings, iliacus inside
+        wall = wall + self.hip_mm * hip * _bump(FROM_BACK - 0.85, 0.3)
         return radius.astype(np.float32), np.maximum(fat, 2.5).astype(np.float32), wall.astype(np.float32)
 
     def draw(self, canvas: Canvas, frame: Frame, hu: dict) -> None:
@@ -104,13 +120,16 @@ class Wall:
         canvas.paint(box, frame.cavity, hu["fat"], ID["visceral fat"])
 
     def _layers(self, canvas, frame):
-        """Distance to sheets that run along the wall, three times finer across it than along it (0 elsewhere)."""
+        """Distance to sheets that run along the wall, three times finer across it than along it (0
+        elsewhere)."""
         ring = np.flatnonzero((frame.skin > 0) & (frame.cavity < 0))
         turns = round(2 * np.pi * self.half_width / (160 * 0.9))  # whole periods around the body: no seam
         around = frame.index.ravel()[ring] * np.float32(turns * 160 * 0.9 / N_ANGLES)
         depth = frame.depth.ravel()[ring] * np.float32(2.2)
         out = np.full(frame.depth.shape, 9.0, np.float32)
-        out.ravel()[ring] = sample_at(sheets(0), around, depth, canvas.z_mm, 0.9, self.shift[1]) * np.float32(0.5)
+        out.ravel()[ring] = sample_at(sheets(0), around, depth, canvas.z_mm, 0.9, self.shift[1]) * np.float32(
+            0.5
+        )
         return out
 
     def _draw_table(self, canvas, hu):
@@ -118,8 +137,6 @@ class Wall:
             return
         y0, c = np.float32(self.table_y), np.float32(self.table_curve)
         box = canvas.box(-230, 230, y0 - 70, y0 + 60)
-        if box is None:
-            return
         x, y = canvas.grid(box)
         d = (y - (y0 - c * x * x)) / np.sqrt(1 + (2 * c * x) ** 2)
         for offset in (0.0, self.table_mm[1]):
@@ -129,7 +146,9 @@ class Wall:
     def _draw_ribs(self, canvas, frame, hu):
         """All ribs at once: the wall unrolled, with the level between ribs as a function of the angle."""
         phi = FROM_BACK
-        drop = self.rib_slope * np.minimum(phi, 2.25) - 60 * np.maximum(phi - 2.25, 0)  # cartilage climbs again
+        drop = self.rib_slope * np.minimum(phi, 2.25) - 60 * np.maximum(
+            phi - 2.25, 0
+        )  # cartilage climbs again
         level = (canvas.z_mm + drop - 40 - self.rib_shift) / self.rib_spacing
         number = np.rint(level)
         reach = np.select([number < -0.5, number < 0.5, number < 1.5], [-1.0, 0.95, 1.7], 2.8)
@@ -150,9 +169,9 @@ class Wall:
 
 
 class Frame:
-    """Maps of one slice, on the body's box: ``depth`` below the muscle surface, ``skin`` (signed distance inside the
-    skin), ``cavity`` (inside the abdominal cavity), thickness of ``fat`` and ``wall``, and the ``index`` of angle;
-    ``outer`` is the muscle surface's radius by angle."""
+    """Maps of one slice, on the body's box: ``depth`` below the muscle surface, ``skin`` (signed distance
+    inside the skin), ``cavity`` (inside the abdominal cavity), thickness of ``fat`` and ``wall``, and the
+    ``index`` of angle; ``outer`` is the muscle surface's radius by angle."""
 
     def __init__(self, wall: Wall, canvas: Canvas):
         radius, fat, thick = wall.contours(canvas.z_mm)
@@ -161,10 +180,14 @@ class Frame:
         self.box: Box = canvas.box(-outer, outer, y0 - outer, y0 + outer)
         x, y = canvas.grid(self.box)
         y = y - np.float32(y0)
-        self.index = (np.arctan2(y, x) * np.float32(N_ANGLES / (2 * np.pi)) + np.float32(N_ANGLES)).astype(np.int32)
+        self.index = (np.arctan2(y, x) * np.float32(N_ANGLES / (2 * np.pi)) + np.float32(N_ANGLES)).astype(
+            np.int32
+        )
         self.index &= N_ANGLES - 1
         slope = np.gradient(radius, THETA[1])
-        normal = (1 / np.sqrt(1 + (slope / radius) ** 2)).astype(np.float32)  # makes the radial gap a distance
+        normal = (1 / np.sqrt(1 + (slope / radius) ** 2)).astype(
+            np.float32
+        )  # makes the radial gap a distance
         self.depth = (radius.take(self.index) - np.sqrt(x * x + y * y)) * normal.take(self.index)
         self.fat, self.wall, self.outer = fat.take(self.index), thick.take(self.index), radius
         self.skin, self.cavity = self.depth + self.fat, self.depth - self.wall
@@ -172,7 +195,12 @@ class Frame:
     def on(self, box: Box, values: np.ndarray) -> np.ndarray:
         """One of this frame's maps on another box, continued by its border values."""
         (j, i), (h, w) = self.box, values.shape
-        j0, j1, i0, i1 = (box[0].start - j.start, box[0].stop - j.start, box[1].start - i.start, box[1].stop - i.start)
+        j0, j1, i0, i1 = (
+            box[0].start - j.start,
+            box[0].stop - j.start,
+            box[1].start - i.start,
+            box[1].stop - i.start,
+        )
         if 0 <= j0 and j1 <= h and 0 <= i0 and i1 <= w:
             return values[j0:j1, i0:i1]
         return values[np.ix_(np.clip(np.arange(j0, j1), 0, h - 1), np.clip(np.arange(i0, i1), 0, w - 1))]
@@ -225,12 +253,20 @@ class Spine:
         back = yb - (cy + 30)  # room behind the transverse processes
         for side in (-1, 1):
             # longissimus and iliocostalis, multifidus: bellies with fat between them
-            for dx, dy, ax, ay, turn in ((51, 0.3, 10, 0.36, -0.35), (30, 0.46, 11, 0.45, -0.15), (11, 0.5, 8, 0.42, 0.0)):
-                shape = ellipsoid(canvas, (cx + side * dx, cy + 30 + dy * back, z), (ax, ay * back, 1e3), side * turn, 3)
+            for dx, dy, ax, ay, turn in (
+                (51, 0.3, 10, 0.36, -0.35),
+                (30, 0.46, 11, 0.45, -0.15),
+                (11, 0.5, 8, 0.42, 0.0),
+            ):
+                shape = ellipsoid(
+                    canvas, (cx + side * dx, cy + 30 + dy * back, z), (ax, ay * back, 1e3), side * turn, 3
+                )
                 inside = np.minimum(shape[1], frame.on(shape[0], frame.depth) - 3)
                 bend = canvas.sample(swell(1), shape[0], 1.5, self.shift[1])
                 rim = canvas.line_coverage(inside + bend, np.maximum(0.2 + 0.6 * self.fatty + 0.4 * bend, 0))
-                canvas.blend(shape[0], 0.7 * rim * canvas.coverage(frame.on(shape[0], frame.depth) - 3), hu["fat"] + 25)
+                canvas.blend(
+                    shape[0], 0.7 * rim * canvas.coverage(frame.on(shape[0], frame.depth) - 3), hu["fat"] + 25
+                )
             if grow > 0.05:
                 centre = (cx + side * (a + 2 + 15 * grow), cy + 5, z)
                 shape = ellipsoid(canvas, centre, (6 + 14 * grow, 8 + 15 * grow, 1e3), side * 0.35, 3)
@@ -238,12 +274,17 @@ class Spine:
                 canvas.paint(shape[0], shape[1] + 1.2 * bend + 1, hu["fat"])
                 canvas.paint(shape[0], shape[1] + 1.2 * bend, hu["muscle"], ID["muscle"])
                 streak = canvas.sample(sheets(1), shape[0], 0.8, self.shift[1]) * np.float32(0.8)
-                canvas.blend(shape[0], canvas.line_coverage(streak, 0.2 * self.fatty) * canvas.coverage(shape[1] - 1),
-                             hu["fat"] + 40)
+                canvas.blend(
+                    shape[0],
+                    canvas.line_coverage(streak, 0.2 * self.fatty) * canvas.coverage(shape[1] - 1),
+                    hu["fat"] + 40,
+                )
                 shape = ellipsoid(canvas, (cx + side * (a + 34), cy + 27, z), (19, 6.5, 1e3), side * -0.45, 2)
                 canvas.paint(shape[0], shape[1] - 3 * (1 - min(grow, 1.0)), hu["muscle"], ID["muscle"])
             if z > 5:  # crura of the diaphragm
-                shape = ellipsoid(canvas, (cx + side * (a - 5), cy - b + 1, z), (12, 4.5, 1e3), side * -0.7, 2)
+                shape = ellipsoid(
+                    canvas, (cx + side * (a - 5), cy - b + 1, z), (12, 4.5, 1e3), side * -0.7, 2
+                )
                 canvas.paint(*shape, hu["muscle"], ID["diaphragm"])
 
     def _draw_body(self, canvas, hu, box, wobble, cx, cy, a, b):
@@ -265,11 +306,13 @@ class Spine:
         canvas.paint(box, np.minimum(vein, d - 1), hu["trabecular"] * 0.4)  # basivertebral vein at mid height
 
     def _draw_arch(self, canvas, hu, box, wobble, cx, yc, a):
-        """Pedicles, laminae, transverse and spinous processes, facets; z is halved, so that parts stand tall."""
+        """Pedicles, laminae, transverse and spinous processes, facets; z is halved, so that parts stand
+        tall."""
         h, z = self.height, canvas.z_mm
         tip = min(yc + 36, self.wall.axis_y + self.wall.half_depth - 7)
         ends_a, ends_b, radii = [], [], []
         for n in np.ceil(z / h) + (1, 0, -1):
+
             def at(dx, y, part, top=n * h):
                 return cx + dx, y, (top - part * h) / 2
 
@@ -299,7 +342,7 @@ class Spine:
         for side in (-1, 1):
             theta = np.pi / 2 - side * angle
             entry = (theta * (N_ANGLES / (2 * np.pi))).astype(int) % N_ANGLES
-            r = frame.outer[entry] - np.interp(t, [0, 0.4, 1], [44, 27, 9])
+            r = frame.outer[entry] - np.interp(t, [0, 0.5, 1], [46, 30, 9])
             bx, by = r * np.cos(theta), r * np.sin(theta) + self.wall.axis_y
             box = canvas.box(bx.min() - 14, bx.max() + 14, by.min() - 14, by.max() + 14)
             knots = np.stack([bx, by, np.minimum(crest, z)], 1)

@@ -1,4 +1,5 @@
-"""A random abdomen, from the lung bases to the iliac crests: its parts, and the order in which they are painted.
+"""A random abdomen, from the lung bases to the iliac crests: its parts, and the order in which they are
+painted.
 
 z runs towards the head with z = 0 at the disc L1/L2; x to the patient's left, y to the back; mm throughout.
 """
@@ -7,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.ct.abdomen_organs import Chest, Liver, Viscera
+from ldctlib.ct.abdomen_organs import Chest, Liver
 from ldctlib.ct.abdomen_tissues import PHASES, draw_hu, draw_texture
 from ldctlib.ct.abdomen_tubes import Bowel, Vessels
+from ldctlib.ct.abdomen_viscera import Viscera
 from ldctlib.ct.abdomen_wall import Frame, Spine, Wall
 from ldctlib.ct.drawing import Canvas
 from ldctlib.ct.textures import cloud

@@ -1,8 +1,8 @@
 """Random patients: CT slices that are coherent in z, in HU, with organ labels.
 
-``Patient.random(seed)`` draws a patient's latent (size, shapes, contrast phase, vessels, bowel, lesions); a slice is
-then drawn at any z, on any grid, without noise. Distances are in mm, so that a grid of half the pixel shows the same
-patient (the projector projects from a finer grid than it reconstructs on).
+``Patient.random(seed)`` draws a patient's latent (size, shapes, contrast phase, vessels, bowel, lesions); a
+slice is then drawn at any z, on any grid, without noise. Distances are in mm, so that a grid of half the
+pixel shows the same patient (the projector projects from a finer grid than it reconstructs on).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ ANATOMIES: dict[str, type] = {"abdomen": Abdomen}
 
 @dataclass(frozen=True)
 class PhantomSlice:
-    """A noise-free slice: ``hu`` float32 (1, 1, H, W), ``labels`` uint8 (1, 1, H, W), ids as in :data:`ORGANS`."""
+    """A noise-free slice: ``hu`` float32 (1, 1, H, W), ``labels`` uint8 (1, 1, H, W), ids as in
+    :data:`ORGANS`."""
 
     hu: torch.Tensor
     labels: torch.Tensor
@@ -70,13 +71,14 @@ class Patient:
         """Lowest and highest z (mm, towards the head, as in DICOM patient coordinates) that can be drawn."""
         return self.body.z_range_mm
 
-    def slice(self, z_mm: float, *, size: int = 512, pixel_mm: float | None = None,
-              thickness_mm: float = 1.0) -> PhantomSlice:
+    def slice(
+        self, z_mm: float, *, size: int = 512, pixel_mm: float | None = None, thickness_mm: float = 1.0
+    ) -> PhantomSlice:
         """Draw one slice.
 
         size : pixels a side. pixel_mm : default is the patient's field of view over ``size``.
-        thickness_mm : above 1, the mean of sub-slices at most 1 mm apart (partial volume); labels are the middle's.
-        Raises :class:`ParameterError` for a z outside :attr:`z_range_mm` or an impossible grid.
+        thickness_mm : above 1, the mean of sub-slices at most 1 mm apart (partial volume); labels are the
+        middle's. Raises :class:`ParameterError` for a z outside :attr:`z_range_mm` or an impossible grid.
         """
         low, high = self.z_range_mm
         if not low <= z_mm <= high:
@@ -106,9 +108,16 @@ class Patient:
             pixel_mm=pixel,
         )
 
-    def volume(self, z_mm: Sequence[float], *, size: int = 512, pixel_mm: float | None = None,
-               thickness_mm: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices at the given positions: HU (D, 1, H, W) float32 and labels (D, 1, H, W) uint8, in that order."""
+    def volume(
+        self,
+        z_mm: Sequence[float],
+        *,
+        size: int = 512,
+        pixel_mm: float | None = None,
+        thickness_mm: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices at the given positions: HU (D, 1, H, W) float32 and labels (D, 1, H, W) uint8, in that
+        order."""
         if len(z_mm) == 0:
             raise ParameterError("volume needs at least one z position, got none")
         drawn = [self.slice(float(z), size=size, pixel_mm=pixel_mm, thickness_mm=thickness_mm) for z in z_mm]

@@ -1,4 +1,5 @@
-"""Periodic random fields in space, made once, from which phantoms take texture, bent borders, strands and twigs.
+"""Periodic random fields in space, made once, from which phantoms take texture, bent borders, strands and
+twigs.
 
 A field is sampled at positions in mm, so that a finer grid shows the same texture in more detail.
 """
@@ -24,32 +25,34 @@ def _gaussian_field(shape: tuple[int, int, int], amplitude: np.ndarray, seed: in
 
 
 @lru_cache(maxsize=8)
-def cloud(power: float = 2.5, seed: int = 0) -> np.ndarray:
+def cloud(power: float) -> np.ndarray:
     """Periodic field (96, 192, 192), mean 0, std 1, power spectrum f^-power: the texture of parenchyma."""
     shape = (96, 192, 192)
     f = _spectrum_radius(shape)
-    return _gaussian_field(shape, np.maximum(f, 1 / 64) ** (-power / 2) * (f > 0), 7000 + seed)
+    return _gaussian_field(shape, np.maximum(f, 1 / 64) ** (-power / 2) * (f > 0), 7000)
 
 
 @lru_cache(maxsize=16)
-def sheets(seed: int = 0, wavelength: float = 16.0, octave: float = 0.35) -> np.ndarray:
-    """Periodic field (96, 160, 160): signed distance, in voxels, to the zero set of a band-pass Gaussian field.
+def sheets(seed: int) -> np.ndarray:
+    """Periodic field (96, 160, 160): signed distance, in voxels, to the zero set of a band-pass Gaussian
+    field.
 
-    The zero set is a tangle of curved sheets: cut by a slice it gives thin lines (septa, strands, folds), and where
-    the sheets of two seeds meet it gives curves in space (small vessels).
+    The zero set is a tangle of curved sheets: cut by a slice it gives thin lines (septa, strands, folds), and
+    where the sheets of two seeds meet it gives curves in space (small vessels).
     """
     shape = (96, 160, 160)
     f = _spectrum_radius(shape)
-    band = np.exp(-0.5 * (np.log2(np.maximum(f, 1e-6) * wavelength) / octave) ** 2)
+    band = np.exp(-0.5 * (np.log2(np.maximum(f, 1e-6) * 16) / 0.35) ** 2)  # wavelengths about 16 voxels
     g = _gaussian_field(shape, band * (f > 0), 9000 + seed)
     slope2 = sum(((np.roll(g, -1, a) - np.roll(g, 1, a)) / 2) ** 2 for a in range(3))
-    return (g / np.sqrt(slope2 + 0.15 * slope2.mean())).clip(-wavelength, wavelength).astype(np.float32)
+    return (g / np.sqrt(slope2 + 0.15 * slope2.mean())).clip(-16, 16).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
-def swell(seed: int = 0) -> np.ndarray:
-    """Periodic smooth field (64, 64, 64), mean 0, std 1, wavelengths of about 16 voxels: bends organ borders."""
-    shape = (64, 64, 64)
+def swell(seed: int) -> np.ndarray:
+    """Periodic smooth field (64, 96, 96), mean 0, std 1, wavelengths of about 16 voxels: bends organ
+    borders."""
+    shape = (64, 96, 96)
     f = _spectrum_radius(shape)
     return _gaussian_field(shape, np.exp(-0.5 * (f * 16) ** 2) * (f > 0), 5000 + seed)
 
@@ -61,7 +64,8 @@ def _lerp_index(position: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarr
 
 
 def sample(field: np.ndarray, x_mm, y_mm, z_mm: float, voxel_mm: float, offset=(0.0, 0.0, 0.0)) -> np.ndarray:
-    """Linear interpolation of a periodic field (D, H, W) on the grid y_mm (h,) × x_mm (w,) at one z; gives (h, w)."""
+    """Linear interpolation of a periodic field (D, H, W) on the grid y_mm (h,) × x_mm (w,) at one z; gives
+    (h, w)."""
     iz, jz, wz = _lerp_index(np.array([z_mm / voxel_mm + offset[0]]), field.shape[0])
     plane = field[iz[0]] * (1 - wz[0]) + field[jz[0]] * wz[0]
     iy, jy, wy = _lerp_index(np.asarray(y_mm) / voxel_mm + offset[1], field.shape[1])
@@ -73,9 +77,16 @@ def sample(field: np.ndarray, x_mm, y_mm, z_mm: float, voxel_mm: float, offset=(
     return out
 
 
-def sample_at(field: np.ndarray, u_mm: np.ndarray, v_mm: np.ndarray, z_mm: float, voxel_mm: float,
-              offset=(0.0, 0.0, 0.0)) -> np.ndarray:
-    """Linear interpolation of a periodic field at any points (u, v) of one z: textures that follow a bent layer."""
+def sample_at(
+    field: np.ndarray,
+    u_mm: np.ndarray,
+    v_mm: np.ndarray,
+    z_mm: float,
+    voxel_mm: float,
+    offset=(0.0, 0.0, 0.0),
+) -> np.ndarray:
+    """Linear interpolation of a periodic field at any points (u, v) of one z: textures that follow a bent
+    layer."""
     iz, jz, wz = _lerp_index(np.array([z_mm / voxel_mm + offset[0]]), field.shape[0])
     plane = (field[iz[0]] * (1 - wz[0]) + field[jz[0]] * wz[0]).ravel()
     width = field.shape[2]

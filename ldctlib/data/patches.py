@@ -26,6 +26,8 @@ from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
 PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
 """Pixel sizes of the noise bank: a few values, so that the projectors stay cached."""
 
+BORDER = 4  # pixels around a patch, for the blur that edges get
+
 
 def random_kernel(rng: np.random.Generator) -> Kernel:
     """A reconstruction kernel between a soft one and a sharp one that reaches past the pixel's Nyquist frequency."""
@@ -47,8 +49,21 @@ def phantom_slices(rng: np.random.Generator, count: int, *, size: int = 512) -> 
     return out
 
 
-def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodies=None) -> np.ndarray:
-    """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size).
+def edge_blur_px(kernel: Kernel, pixel_mm: float, aperture_mm: float = 0.3) -> float:
+    """Standard deviation, in pixels, of the Gaussian that blurs edges about as a scan with this kernel does.
+
+    A Gaussian's MTF falls to a half at 0.187 / sigma; the kernel's half is matched, and the focal spot's and
+    detector's aperture is added in quadrature.
+    """
+    f = torch.linspace(0, 2, 2001)
+    half = float(f[(kernel(f) < 0.5).nonzero()[0, 0]]) if bool((kernel(f) < 0.5).any()) else 2.0
+    return math.hypot(0.187 / half, aperture_mm / math.sqrt(12) * 1.5) / pixel_mm
+
+
+def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512,
+                  bodies=None) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size), and for each
+    the blur in pixels that its kernel gives to edges (:func:`edge_blur_px`).
 
     Photon noise of a body's sinogram, detector bins of half a pixel (three in four) or one, reconstructed alone:
     log(noisy) - log(clean) through FBP, which keeps streaks and everything else that varies over the image.
@@ -57,7 +72,7 @@ def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodi
     if bodies is None:
         bodies = phantom_slices(rng, max(4, count // 16), size=256)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    out = np.empty((count, size, size), np.float32)
+    out, blur = np.empty((count, size, size), np.float32), np.empty(count, np.float32)
     yy, xx = np.mgrid[:size, :size] - (size - 1) / 2
     centre = np.hypot(yy, xx) < 0.22 * size
     # one geometry at a time: its matrices are built once and used for all of its share
@@ -74,10 +89,12 @@ def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodi
         incident = scanner.incident(geometry, line)
         counts = photon_counts(line, incident, generator=generator)
         counts = counts + torch.randn(counts.shape, generator=generator) * scanner.electronic_sd
-        noise = project.fbp(log_counts(counts, incident) - line, random_kernel(rng))[0, 0].numpy()
+        kernel = random_kernel(rng)
+        blur[i] = edge_blur_px(kernel, pixel_mm)
+        noise = project.fbp(log_counts(counts, incident) - line, kernel)[0, 0].numpy()
         noise *= 1000 / MU_WATER_PER_MM
         out[i] = noise / max(float(noise[centre].std()), 1e-6)
-    return out
+    return out, blur
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,7 @@ class PatchConfig:
 
     seed: int = 0
     patch: int = 64  # pixels a side
+    size: int = 512  # pixels a side of the slices and noise images in the banks
     slices: int = 256  # phantom slices in the bank
     photographs: int = 128
     noises: int = 160
@@ -93,6 +111,7 @@ class PatchConfig:
     photograph_share: float = 0.4
     sd_low_hu: float = 6.0
     sd_high_hu: float = 130.0
+    blur: tuple[float, float] = (0.4, 1.1)  # of the kernel's own edge blur; below 1, phantoms keep finer detail
     mix: float = 0.25  # share of samples whose noise adds two of the bank's, for spectra in between
 
     def __post_init__(self):
@@ -116,11 +135,12 @@ class NoisePatches(Dataset):
         generation = n // self.config.refresh
         if generation != self._generation:
             rng = np.random.default_rng([self.config.seed, 0xBA27, generation])
-            self._slices = phantom_slices(rng, self.config.slices).astype(np.float16)
+            self._slices = phantom_slices(rng, self.config.slices, size=self.config.size).astype(np.float16)
             self._photographs = [random_hu(rng, min_size=max(128, self.config.patch)).astype(np.float16)
                                  for _ in range(self.config.photographs)]
             bodies = self._slices[:: max(1, self.config.slices // 32)].astype(np.float32)
-            self._noises = scanner_noise(rng, self.config.noises, bodies=bodies).astype(np.float16)
+            noises, self._blur = scanner_noise(rng, self.config.noises, size=self.config.size, bodies=bodies)
+            self._noises = noises.astype(np.float16)
             self._generation = generation
 
     def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
@@ -128,13 +148,14 @@ class NoisePatches(Dataset):
         c = self.config
         rng = np.random.default_rng([c.seed, 0x5A3B, n])
         if rng.random() < c.photograph_share:
-            clean = self._crop(self._photographs[rng.integers(len(self._photographs))], rng)
+            clean = self._crop(self._photographs[rng.integers(len(self._photographs))], rng, border=BORDER)
         else:
             clean = self._body_crop(self._slices[rng.integers(len(self._slices))], rng)
-        noise = self._noise(rng)
+        noise, blur = self._noise(rng)
         if rng.random() < c.mix:
             weight = rng.uniform(0, 1)
-            noise = math.sqrt(weight) * noise + math.sqrt(1 - weight) * self._noise(rng)
+            noise = math.sqrt(weight) * noise + math.sqrt(1 - weight) * self._noise(rng)[0]
+        clean = self._blurred(clean, blur * rng.uniform(*c.blur))
         sd = float(np.exp(rng.uniform(np.log(c.sd_low_hu), np.log(c.sd_high_hu))))
         ldct = clean + sd * noise
         if rng.random() < 0.5:
@@ -143,20 +164,31 @@ class NoisePatches(Dataset):
                 "sd_hu": torch.tensor(max(float((ldct - clean).std()), 0.5 * c.sd_low_hu), dtype=torch.float32)}
 
     def _noise(self, rng):
-        return self._crop(self._noises[rng.integers(len(self._noises))], rng, margin=0.12)
+        i = rng.integers(len(self._noises))
+        return self._crop(self._noises[i], rng, margin=0.12), float(self._blur[i])
+
+    @staticmethod
+    def _blurred(image, sigma_px):
+        """The scanner's edges: the target is the noise-free image of the same kernel, not the object."""
+        from scipy.ndimage import gaussian_filter
+
+        if sigma_px > 0.15:
+            image = gaussian_filter(image, sigma_px, truncate=BORDER / sigma_px if sigma_px > 1 else 4.0)
+        return np.ascontiguousarray(image[BORDER:-BORDER, BORDER:-BORDER])
 
     def _body_crop(self, image, rng):
         """A crop that is not all air: nine in ten have soft tissue at their centre."""
         for _ in range(6):
-            patch = self._crop(image, rng)
+            patch = self._crop(image, rng, border=BORDER)
             middle = patch[patch.shape[0] // 2, patch.shape[1] // 2]
             if middle > -300 or rng.random() < 0.1:
                 break
         return patch
 
-    def _crop(self, image, rng, margin: float = 0.0):
-        """A turned and mirrored square of ``image`` as float32; ``margin`` keeps off its corners (no noise there)."""
-        p = self.config.patch
+    def _crop(self, image, rng, margin: float = 0.0, border: int = 0):
+        """A turned and mirrored square of ``image`` as float32, the patch and a ``border`` around it; ``margin`` is the
+        share of the image to keep off at its edge (a field of view is round)."""
+        p = self.config.patch + 2 * border
         h, w = image.shape
         dy, dx = int(margin * h), int(margin * w)
         y, x = rng.integers(dy, h - p - dy + 1), rng.integers(dx, w - p - dx + 1)

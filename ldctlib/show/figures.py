@@ -79,7 +79,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def _nearest(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Index (H, W) uint8 of the colour nearest to each pixel, white staying white (Pillow's is approximate)."""
+    """Index (H, W) uint8 of the colour nearest to each pixel (Pillow's choice is approximate)."""
     packed = image.astype(np.int32) @ np.array([65536, 256, 1], dtype=np.int32)
     unique, inverse = np.unique(packed, return_inverse=True)
     split = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], axis=1)

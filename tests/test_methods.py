@@ -1,0 +1,123 @@
+"""Every denoiser keeps the one contract: shape, scale, determinism, named errors; and real scans decide."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from ldctlib import checkpoints, methods
+from ldctlib.ct.nps import gaussian_blur
+from ldctlib.errors import CheckpointError, LdctError, ParameterError, ShapeError
+from ldctlib.recipes import RECIPES, new_model, recipe, save
+
+FAST = ("ldct", "gaussian", "nlm", "nafnet")
+
+
+@pytest.fixture(scope="module")
+def noisy() -> tuple[torch.Tensor, torch.Tensor]:
+    axis = torch.linspace(-1, 1, 96)
+    clean = torch.where(torch.hypot(axis[:, None], axis[None, :]) < 0.9, 50.0, -1000.0)[None, None]
+    clean[0, 0, 30:60, 40:43] += 100
+    return clean, clean + 40 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+
+
+def available(name: str):
+    if name.startswith("bm3d") and importlib.util.find_spec("bm3d") is None:
+        pytest.skip("bm3d is not installed")
+    try:
+        return methods.load(name)
+    except CheckpointError as error:
+        pytest.fail(f"the shipped checkpoint of {name} is missing: {error}")
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_contract(name, noisy):
+    denoise = available(name)
+    clean, ldct = noisy
+    x = ldct[..., :75, :90] if name in FAST else ldct[..., :64, :64]
+    before = x.clone()
+    out = denoise(x, spacing_mm=(1.0, 0.7, 0.7))
+    assert out.shape == x.shape and out.dtype == torch.float32 and torch.isfinite(out).all()
+    assert torch.equal(x, before)
+    if name in FAST:
+        assert torch.equal(out, denoise(x, spacing_mm=(1.0, 0.7, 0.7)))
+        pair = denoise(torch.cat([x, x.flip(3)]), spacing_mm=(1.0, 0.7, 0.7))
+        torch.testing.assert_close(pair[:1], out, atol=1e-2, rtol=1e-4)
+    if name != "ldct":
+        truth = clean[..., :x.shape[-2], :x.shape[-1]]
+        # away from the body's edge, which a blur mixes with air
+        inside = torch.nn.functional.max_pool2d((truth < -500).float(), 9, 1, 4) == 0
+        assert (out - truth)[inside].std() < 0.75 * (x - truth)[inside].std()
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_wrong_input_is_named(name):
+    denoise = available(name)
+    with pytest.raises(ShapeError, match=r"\(B, 1, H, W\)"):
+        denoise(torch.zeros(64, 64))
+    with pytest.raises(ParameterError, match="not finite"):
+        denoise(torch.full((1, 1, 64, 64), float("nan")))
+
+
+def test_unknown_names_and_options():
+    with pytest.raises(ParameterError, match="nafnet"):
+        methods.load("nafnett")
+    with pytest.raises(ParameterError, match="options"):
+        methods.load("gaussian", sigma=1)
+    with pytest.raises(ParameterError, match="keep"):
+        methods.load("nafnet", keep=1.5)
+    assert set(methods.table().index) == set(methods.METHODS)
+
+
+def test_network_wrapper_blends_and_keeps_the_mean(noisy, tmp_path):
+    """out = x - (1 - keep)(removed - its local mean), with the removed part of a known network: a blur."""
+    r = recipe("nafnet", "workshop")
+    model = new_model(r)
+    torch.nn.init.normal_(model.ending.weight, std=0.02)
+    path = save(tmp_path / "net.safetensors", model, r, "workshop", "decay", 1)
+    _, ldct = noisy
+    outs = {keep: methods.network(device="cpu", name="net", path=path, keep=keep, mean_px=0.0)(
+        ldct, noise=None, spacing_mm=None, generator=None) for keep in (0.0, 0.25)}
+    torch.testing.assert_close(outs[0.25], ldct - 0.75 * (ldct - outs[0.0]), rtol=1e-4, atol=1e-2)
+    back = methods.network(device="cpu", name="net", path=path, keep=0.0, mean_px=12.0)(
+        ldct, noise=None, spacing_mm=None, generator=None)
+    removed = ldct - outs[0.0]
+    torch.testing.assert_close(ldct - back, removed - gaussian_blur(removed, 12.0), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_complete(name):
+    for profile in ("workshop", "train", "paper"):
+        r = recipe(name, profile)
+        assert checkpoints.model_class(r.model)(**r.config) is not None
+        assert r.stable.schedule == "constant" and r.decay.schedule == "cosine"
+    with pytest.raises(LdctError, match="profile"):
+        recipe(name, "quick")
+
+
+@pytest.mark.parametrize("name", ("nafnet", "redcnn"))
+def test_shipped_checkpoints_say_where_they_come_from(name):
+    checkpoint = checkpoints.load(checkpoints.shipped(name))
+    assert checkpoint.trained_on["steps"] > 0 and "phantom" in checkpoint.trained_on["collection"]
+    assert checkpoint.quality, "the header holds no measured quality"
+    assert checkpoint.path.stat().st_size < 8 * 2**20
+
+
+def test_nafnet_on_real_pairs(real_data):
+    """On every real pair: above the low-dose image, body mean kept within 1 HU; a margin below the measured means."""
+    from ldctlib.benchmark import real_pairs
+    from ldctlib.metrics import body_mask, psnr
+    from ldctlib.units import SOFT_TISSUE
+
+    denoise = available("nafnet")
+    gains = []
+    for case in real_pairs(real_data):
+        out = denoise(case.ldct_hu)
+        scores = [float(psnr(x, case.reference_hu, window=SOFT_TISSUE)) for x in (out, case.ldct_hu)]
+        gains.append(scores[0] - scores[1])
+        body = body_mask(case.reference_hu)
+        assert abs(float((out - case.ldct_hu)[body].mean())) < 1.0
+    assert min(gains) > 2.0 and np.mean(gains) > 4.0

@@ -1,0 +1,87 @@
+"""Training pairs: a function of (seed, n), noise of the stated strength, spectra that cover real scanners'."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ldctlib.ct.nps import nps
+from ldctlib.ct.projector import KERNELS, Kernel
+from ldctlib.data.natural import photographs, random_hu, shrink
+from ldctlib.data.patches import NoisePatches, PatchConfig, edge_blur_px, scanner_noise
+from ldctlib.errors import ParameterError
+
+CONFIG = PatchConfig(seed=3, patch=48, size=192, slices=4, photographs=4, noises=4, refresh=500)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> NoisePatches:
+    return NoisePatches(CONFIG)
+
+
+def test_a_sample_depends_on_its_number_alone(dataset):
+    first = [dataset[n] for n in (7, 8, 9)]
+    again = NoisePatches(CONFIG)
+    for n, sample in zip((9, 7, 8), (first[2], first[0], first[1]), strict=True):
+        for key, value in again[n].items():
+            assert torch.equal(value, sample[key])
+    assert not torch.equal(first[0]["clean_hu"], first[1]["clean_hu"])
+    assert not torch.equal(NoisePatches(PatchConfig(**{**CONFIG.__dict__, "seed": 4}))[7]["ldct_hu"], first[0]["ldct_hu"])
+
+
+def test_pairs_are_aligned_and_as_noisy_as_they_say(dataset):
+    samples = [dataset[n] for n in range(300)]
+    clean = torch.stack([s["clean_hu"] for s in samples])
+    ldct = torch.stack([s["ldct_hu"] for s in samples])
+    sd = torch.stack([s["sd_hu"] for s in samples])
+    assert clean.shape == ldct.shape == (300, 1, 48, 48) and clean.dtype == ldct.dtype == torch.float32
+    noise = ldct - clean
+    measured = noise.flatten(1).std(dim=1, correction=0)
+    kept = measured >= 0.5 * CONFIG.sd_low_hu  # below, the stated value has a floor
+    torch.testing.assert_close(measured[kept], sd[kept], rtol=1e-3, atol=1e-3)
+    # noise does not shift HU, away from where scanners clip: 300 patches of correlated noise, about 0.5 HU of error
+    inside = clean.flatten(1).amin(1) > -400
+    assert abs(float(noise[inside].mean())) < 2
+    # log-uniform strength over the range: the median is near the geometric mean of 6 and 130, 28 HU
+    assert 14 < float(sd.median()) < 50
+
+
+def test_noise_bank_covers_sharp_and_soft_scanners():
+    """Among a few draws some rise up to the pixel's Nyquist frequency and some fall to nothing before it."""
+    images, blur = scanner_noise(np.random.default_rng(0), 14, size=192, bodies=np.full((2, 64, 64), 0.0))
+    assert images.shape == (14, 192, 192) and blur.min() > 0.1 and blur.max() < 2
+    ratios = []
+    for image in images:
+        spectrum = nps(torch.from_numpy(image)[None, None, 48:144, 48:144], 0.75)
+        f = spectrum.frequency
+        ratios.append(spectrum.radial[(f > 0.55) & (f < 0.66)].mean() / spectrum.radial.max())
+        assert 0.6 < image[48:144, 48:144].std() < 1.6
+    assert max(ratios) > 0.75 and min(ratios) < 0.1
+
+
+def test_edge_blur_follows_the_kernel():
+    values = [edge_blur_px(KERNELS[name], 0.75) for name in ("soft", "B30f", "D45f", "ramp")]
+    assert values == sorted(values, reverse=True)
+    # Hann to 0.8 /mm: half at 0.4 /mm, sigma 0.187 / 0.4 = 0.47 mm, with the aperture 0.485 mm
+    assert abs(edge_blur_px(Kernel(0.0, 0.8), 1.0) - 0.485) < 0.01
+
+
+def test_photographs_are_shrunk_and_scaled_like_ct():
+    assert len(photographs()) >= 8 and all(p.min() >= 0 and p.max() <= 1 for p in photographs())
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        image = random_hu(rng, min_size=128)
+        low, high = np.percentile(image, (1, 99))
+        assert min(image.shape) >= 128 and 40 < high - low < 1000 and -150 < image.mean() < 160
+    with pytest.raises(ParameterError, match="only shrunk"):
+        shrink(photographs()[0], 0.5)
+    with pytest.raises(ParameterError, match="smaller min_size"):
+        random_hu(rng, min_size=5000)
+
+
+def test_bad_configurations_are_named():
+    with pytest.raises(ParameterError, match="patch"):
+        PatchConfig(patch=4)
+    with pytest.raises(ParameterError, match="noise range"):
+        PatchConfig(sd_low_hu=50, sd_high_hu=10)
