@@ -8,8 +8,6 @@ notebook wrote (``metrics.json`` among it), ``figures/*.png`` and ``run.json``; 
 from __future__ import annotations
 
 import base64
-import contextlib
-import io
 import json
 import os
 import re
@@ -187,11 +185,14 @@ def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     error, start = "", time.perf_counter()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the kernel's notices about its own transport
-            papermill.execute_notebook(
-                str(path), str(executed), {**chosen, "out": str(folder)}, cwd=str(path.parent),
-                kernel_name="python3", progress_bar=False,
-            )  # fmt: skip
+        papermill.execute_notebook(
+            str(path),
+            str(executed),
+            {**chosen, "out": str(folder)},
+            cwd=str(path.parent),
+            kernel_name="python3",
+            progress_bar=False,
+        )
     except PapermillExecutionError as failure:
         error = f"cell {failure.cell_index} (In [{failure.exec_count}]): {failure.ename}: {failure.evalue}"
     except Exception as failure:  # a kernel that died or did not start: the page has to say so too

@@ -10,6 +10,7 @@ the noise estimates it from the image when none is given, and is deterministic g
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,6 +120,19 @@ def nlm(*, device, strength: float = 0.7) -> Denoiser:
     return _image_by_image(f)
 
 
+@contextmanager
+def _trapz():
+    """bm4d 4.2.5 calls ``numpy.trapz``, which NumPy 2.4 removed: lend it the new name while it runs."""
+    if hasattr(np, "trapz"):
+        yield
+        return
+    np.trapz = np.trapezoid
+    try:
+        yield
+    finally:
+        del np.trapz
+
+
 def bm3d(*, device, spectrum: bool = True) -> Denoiser:
     """BM3D (package ``bm3d``): with the noise's spectrum, or with ``spectrum=False`` as if it were white."""
     package = require("bm3d", extra="bm3d", needed_for="the method 'bm3d'")
@@ -126,7 +140,8 @@ def bm3d(*, device, spectrum: bool = True) -> Denoiser:
     def f(image, noise):
         # the package wants E|FFT(noise)|^2, which is NPS * number of pixels / pixel area
         psd = noise.psd(*image.shape) * (image.size / noise.pixel_mm**2) if spectrum else noise.sd_hu
-        return package.bm3d(image.astype(np.float64), psd)
+        with _trapz():
+            return package.bm3d(image.astype(np.float64), psd)
 
     return _image_by_image(f)
 

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ldctlib import checkpoints
-from ldctlib.data.patches import NoisePatches, PatchConfig
+from ldctlib.data.collections import open_collection
+from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, scan_slices
+from ldctlib.data.splits import split
 from ldctlib.errors import ParameterError
 from ldctlib.training import TrainConfig, train
 from ldctlib.units import SOFT_TISSUE, Range
@@ -76,15 +79,16 @@ def _nafnet(profile: str) -> Recipe:
 
 
 def _redcnn(profile: str) -> Recipe:
-    stable = {"train": 1_500, "paper": 93_000, "workshop": 20}[profile]
-    decay = {"train": 1_500, "paper": 20_000, "workshop": 20}[profile]
+    stable = {"train": 1_200, "paper": 93_000, "workshop": 20}[profile]
+    decay = {"train": 1_400, "paper": 20_000, "workshop": 20}[profile]
     small = profile == "workshop"
-    common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=3e-4, betas=(0.9, 0.99), mixed_precision="bf16",
+    common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=4e-4, betas=(0.9, 0.99), mixed_precision="bf16",
                                   clip_norm=0.5, log_every=5 if small else 50, checkpoint_every=200)
     return Recipe(
         model="redcnn",
         config=dict(final_relu=False),
-        patches=PatchConfig(seed=12, patch=48, **(dict(size=256, slices=16, photographs=16, noises=12) if small else {})),
+        patches=PatchConfig(seed=12, patch=48, **(dict(size=256, slices=16, photographs=16, noises=12) if small
+                                                  else dict(slices=128, photographs=64, noises=96))),
         stable=TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1, **common),
         decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
     )
@@ -106,18 +110,21 @@ def new_model(r: Recipe) -> nn.Module:
     """The recipe's network, initialised from the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.stable.seed)
-        return checkpoints.model_class(r.model)(**r.config)
+        model = checkpoints.model_class(r.model)(**r.config)
+        # RED-CNN adds its input at the end: from "return the input" it learns faster than from noise added to it
+        return model.start_as_identity() if hasattr(model, "start_as_identity") else model
 
 
 def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", max_seconds: float | None = None,
-        init_from: str | Path | None = None, stage: str | None = None, device: str = "auto", workers: int = 0,
-        progress: bool = True):
+        init_from: str | Path | None = None, stage: str | None = None, data: str | Path | None = None,
+        device: str = "auto", workers: int = 0, progress: bool = True):
     """Train a checkpoint, stage after stage; yields the training logs, tagged with the stage's name.
 
     States lie in ``out`` and are resumed; the result is ``out/NAME.safetensors``. ``init_from`` starts from an
     earlier checkpoint, ``stage="decay"`` leaves the first stage out (then ``init_from`` must say what to start from).
+    ``data`` is a folder of scans in place of the phantoms, its training patients only: pairs teach the scanner's own
+    full dose, full-dose scans alone get simulated noise.
     """
-    from dataclasses import replace
     from time import perf_counter
 
     r = recipe(name, profile)
@@ -126,6 +133,8 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
     start, model = perf_counter(), new_model(r)
     between = out / f"{name}-stable.safetensors"
     loss = denoising_loss(r.range)
+    dataset, notes = _source(data)
+    r = replace(r, notes={**r.notes, **notes})
     if stage not in (None, "stable", "decay"):
         raise ParameterError(f"stage is 'stable', 'decay' or None for both; got {stage!r}")
     if stage == "decay" and init_from is None and not between.is_file():
@@ -142,12 +151,29 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
             return
         first = between if label == "decay" and between.is_file() else init_from
         log = None
-        for log in train(model, loss, NoisePatches(patches), config, state_path=out / f"{name}-{label}.state",
+        for log in train(model, loss, dataset(patches), config, state_path=out / f"{name}-{label}.state",
                          init_from=first, max_seconds=left, progress=progress):
             yield label, log
         save(target, log.ema_state_dict(), r, profile, label, log.step)
         if not log.finished:
             return
+
+
+def _source(folder: str | Path | None) -> tuple[Callable[[PatchConfig], Dataset], dict[str, Any]]:
+    """The dataset of a patch configuration, and what the provenance says of it."""
+    if folder is None:
+        return NoisePatches, {}
+    collection = open_collection(folder)
+    patients = split(collection)["train"]
+    if not patients:
+        raise ParameterError(f"{folder}: no patient falls into the training split; give more patients")
+    chosen = collection.subset(patients)
+    notes: dict[str, Any] = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients))
+    if len(chosen.pairs()):
+        # the target has its own noise: nothing is to be given back
+        return (lambda patches: PairedPatches(chosen, patches)), notes | dict(target="full dose", keep=0.0)
+    return (lambda patches: NoisePatches(patches, draw_slices=scan_slices(chosen))), notes | dict(
+        target="full-dose scan as if noise-free, simulated noise added", keep=0.0)
 
 
 def save(path: str | Path, weights, r: Recipe, profile: str, stage: str, steps: int) -> Path:
@@ -157,10 +183,10 @@ def save(path: str | Path, weights, r: Recipe, profile: str, stage: str, steps: 
     return checkpoints.save(
         path, weights, model=r.model, config=r.config, units=r.range,
         trained_on=dict(collection="phantom and scikit-image's photographs, simulated noise",
-                        cases="random patients and photographs, drawn anew while training", seed=r.stable.seed,
+                        cases="random patients and photographs, drawn anew while training",
+                        target="noise-free truth", keep=0.25, seed=r.stable.seed,
                         steps=stable_steps + decay_steps, profile=profile,
-                        code_revision=checkpoints.code_revision(),
-                        target="noise-free truth", patches=asdict(r.patches), **r.notes),
+                        code_revision=checkpoints.code_revision(), patches=asdict(r.patches)) | r.notes,
         quality={})
 
 
@@ -172,11 +198,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-seconds", type=float)
     parser.add_argument("--init-from", help="a checkpoint to start from")
     parser.add_argument("--stage", choices=("stable", "decay"))
+    parser.add_argument("--data", help="a folder of scans in place of the phantoms")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     a = parser.parse_args(argv)
     for stage, log in run(a.name, a.profile, out=a.out, max_seconds=a.max_seconds, init_from=a.init_from,
-                          stage=a.stage, device=a.device, workers=a.workers, progress=False):
+                          stage=a.stage, data=a.data, device=a.device, workers=a.workers, progress=False):
         print(f"{stage} {log.step}/{log.steps} loss {log.loss:.5f} lr {log.lr:.2e} |g| {log.grad_norm:.3f} "
               f"{log.seconds:.0f} s", flush=True)
 

@@ -9,8 +9,15 @@ import torch
 from ldctlib.ct.nps import nps
 from ldctlib.ct.projector import KERNELS, Kernel
 from ldctlib.data.natural import photographs, random_hu, shrink
-from ldctlib.data.patches import NoisePatches, PatchConfig, edge_blur_px, scanner_noise
-from ldctlib.errors import ParameterError
+from ldctlib.data.patches import (
+    NoisePatches,
+    PairedPatches,
+    PatchConfig,
+    edge_blur_px,
+    scan_slices,
+    scanner_noise,
+)
+from ldctlib.errors import ParameterError, ScanError, ShapeError
 
 CONFIG = PatchConfig(seed=3, patch=48, size=192, slices=4, photographs=4, noises=4, refresh=500)
 
@@ -78,6 +85,47 @@ def test_photographs_are_shrunk_and_scaled_like_ct():
         shrink(photographs()[0], 0.5)
     with pytest.raises(ParameterError, match="smaller min_size"):
         random_hu(rng, min_size=5000)
+
+
+def write_pairs(folder, patients=3, pixels=96):
+    """A folder of NumPy volumes: full/NAME.npy and low/NAME.npy, the low one 30 HU brighter than its partner."""
+    rng = np.random.default_rng(5)
+    for dose, offset in (("full", 0.0), ("low", 30.0)):
+        (folder / dose).mkdir()
+        for i in range(patients):
+            base = np.random.default_rng(i).normal(40, 20, (3, pixels, pixels))
+            noise = rng.normal(0, 10, base.shape) if dose == "low" else 0
+            np.save(folder / dose / f"P{i}.npy", (base + offset + noise).astype(np.float32))
+
+
+def test_pairs_of_scans_stay_aligned(tmp_path):
+    from ldctlib.data.collections import open_collection
+
+    write_pairs(tmp_path)
+    collection = open_collection(tmp_path)
+    dataset = PairedPatches(collection, PatchConfig(seed=1, patch=32, slices=6, refresh=100))
+    for n in (0, 5, 120):
+        sample, again = dataset[n], dataset[n]
+        assert all(torch.equal(sample[k], again[k]) for k in sample)
+        difference = sample["ldct_hu"] - sample["clean_hu"]
+        # 1024 pixels of 10 HU noise about the 30 HU offset: a misaligned crop would differ by 20 sqrt(2) HU
+        assert abs(float(difference.mean()) - 30) < 2 and 8.5 < float(difference.std()) < 11.5
+    with pytest.raises(ShapeError, match="too small"):
+        PairedPatches(collection, PatchConfig(seed=1, patch=128, slices=2))[0]
+
+
+def test_full_dose_scans_alone_get_simulated_noise(tmp_path):
+    from ldctlib.data.collections import open_collection
+
+    write_pairs(tmp_path)
+    (tmp_path / "only").mkdir()
+    (tmp_path / "full" / "P0.npy").rename(tmp_path / "only" / "P0.npy")
+    collection = open_collection(tmp_path / "only")
+    with pytest.raises(ScanError, match="both doses"):
+        PairedPatches(collection)
+    config = PatchConfig(seed=2, patch=32, size=96, slices=4, photographs=2, noises=2, photograph_share=0.0)
+    sample = NoisePatches(config, draw_slices=scan_slices(collection))[0]
+    assert abs(float(sample["clean_hu"].mean()) - 40) < 5 and float(sample["sd_hu"]) > 2
 
 
 def test_bad_configurations_are_named():

@@ -19,12 +19,15 @@ from ldctlib.ct.dose import line_integrals as log_counts
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.phantom import Patient
 from ldctlib.ct.projector import Kernel, projector
+from ldctlib.data.cases import Collection
 from ldctlib.data.natural import random_hu
-from ldctlib.errors import ParameterError
+from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
 
 PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
 """Pixel sizes of the noise bank: a few values, so that the projectors stay cached."""
+
+ENDLESS = 2**40  # samples
 
 BORDER = 4  # pixels around a patch, for the blur that edges get
 
@@ -124,21 +127,23 @@ class PatchConfig:
 class NoisePatches(Dataset):
     """``dataset[n]`` -> {"ldct_hu", "clean_hu" (1, P, P) float32, "sd_hu" scalar}: sample n of an endless stream."""
 
-    def __init__(self, config: PatchConfig = PatchConfig(), *, length: int = 2**40):
-        self.config, self.length = config, length
+    def __init__(self, config: PatchConfig = PatchConfig(), *, draw_slices=phantom_slices):
+        """``draw_slices(rng, count, size=...)`` gives the slices of a bank: phantoms, or :func:`scan_slices`."""
+        self.config, self._draw_slices = config, draw_slices
         self._generation = None
 
     def __len__(self) -> int:
-        return self.length
+        return ENDLESS
 
     def _banks(self, n: int):
         generation = n // self.config.refresh
         if generation != self._generation:
             rng = np.random.default_rng([self.config.seed, 0xBA27, generation])
-            self._slices = phantom_slices(rng, self.config.slices, size=self.config.size).astype(np.float16)
+            self._slices = [image.astype(np.float16)
+                            for image in self._draw_slices(rng, self.config.slices, size=self.config.size)]
             self._photographs = [random_hu(rng, min_size=max(128, self.config.patch)).astype(np.float16)
                                  for _ in range(self.config.photographs)]
-            bodies = self._slices[:: max(1, self.config.slices // 32)].astype(np.float32)
+            bodies = [image.astype(np.float32) for image in self._slices[:: max(1, self.config.slices // 32)]]
             noises, self._blur = scanner_noise(rng, self.config.noises, size=self.config.size, bodies=bodies)
             self._noises = noises.astype(np.float16)
             self._generation = generation
@@ -177,26 +182,83 @@ class NoisePatches(Dataset):
         return np.ascontiguousarray(image[BORDER:-BORDER, BORDER:-BORDER])
 
     def _body_crop(self, image, rng):
-        """A crop that is not all air: nine in ten have soft tissue at their centre."""
-        for _ in range(6):
-            patch = self._crop(image, rng, border=BORDER)
-            middle = patch[patch.shape[0] // 2, patch.shape[1] // 2]
-            if middle > -300 or rng.random() < 0.1:
-                break
-        return patch
+        return _body_crops([image], self.config.patch + 2 * BORDER, rng)[0]
 
     def _crop(self, image, rng, margin: float = 0.0, border: int = 0):
-        """A turned and mirrored square of ``image`` as float32, the patch and a ``border`` around it; ``margin`` is the
-        share of the image to keep off at its edge (a field of view is round)."""
-        p = self.config.patch + 2 * border
-        h, w = image.shape
-        dy, dx = int(margin * h), int(margin * w)
-        y, x = rng.integers(dy, h - p - dy + 1), rng.integers(dx, w - p - dx + 1)
-        patch = image[y:y + p, x:x + p].astype(np.float32)
-        if rng.random() < 0.5:
-            patch = patch[::-1]
-        if rng.random() < 0.5:
-            patch = patch[:, ::-1]
-        if rng.random() < 0.5:
-            patch = patch.T
-        return np.ascontiguousarray(patch)
+        return _crops([image], self.config.patch + 2 * border, rng, margin)[0]
+
+
+class PairedPatches(Dataset):
+    """The same stream from a collection of real pairs: "clean_hu" is then the full-dose scan with its own noise.
+
+    A bank of ``config.slices`` slice pairs is drawn anew every ``config.refresh`` samples.
+    """
+
+    def __init__(self, collection: Collection, config: PatchConfig = PatchConfig()):
+        self.config, self._collection = config, collection.pairs()
+        if not len(self._collection):
+            raise ScanError(f"{collection.name} holds no case with both doses: give pairs, or use scan_slices to "
+                            "train on full-dose scans with simulated noise")
+        self._generation = None
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        c = self.config
+        if n // c.refresh != self._generation:
+            self._generation = n // c.refresh
+            rng = np.random.default_rng([c.seed, 0xBA28, self._generation])
+            self._bank = _draw_scans(self._collection, rng, c.slices, lambda case: case.load_pair())
+        rng = np.random.default_rng([c.seed, 0x5A3C, n])
+        full, low = _body_crops(self._bank[rng.integers(len(self._bank))], c.patch, rng)
+        return {"ldct_hu": torch.from_numpy(low[None]), "clean_hu": torch.from_numpy(full[None]),
+                "sd_hu": torch.tensor(max(float((low - full).std()), 0.5 * c.sd_low_hu), dtype=torch.float32)}
+
+
+def scan_slices(collection: Collection):
+    """``draw_slices`` for :class:`NoisePatches` from the full-dose scans of a collection."""
+
+    def draw(rng: np.random.Generator, count: int, *, size: int = 512) -> list[np.ndarray]:
+        return [images[0] for images in _draw_scans(collection, rng, count, lambda case: (case.load_full(),))]
+
+    return draw
+
+
+def _draw_scans(collection, rng, count, load) -> list[tuple[np.ndarray, ...]]:
+    """``count`` slices from random cases, at most sixteen from one reading of a case."""
+    out: list[tuple[np.ndarray, ...]] = []
+    while len(out) < count:
+        scans = load(collection.cases[rng.integers(len(collection))])
+        if scans[0].scale != "HU":
+            raise ScanError(f"{collection.name}: training needs scans in HU, this one is {scans[0].scale}")
+        depth = len(scans[0].values)
+        chosen = rng.permutation(depth)[:min(16, count - len(out))]
+        out += [tuple(scan.values[i].numpy().astype(np.float32) for scan in scans) for i in chosen]
+    return out
+
+
+def _crops(images, p: int, rng, margin: float = 0.0) -> list[np.ndarray]:
+    """The same turned and mirrored square of each image, as float32; ``margin`` is the share of the image to keep off
+    at its edge (a field of view is round)."""
+    h, w = images[0].shape
+    dy, dx = int(margin * h), int(margin * w)
+    if h - 2 * dy < p or w - 2 * dx < p:
+        raise ShapeError(f"a slice of {h} x {w} pixels is too small for patches of {p}: use smaller patches")
+    y, x = rng.integers(dy, h - p - dy + 1), rng.integers(dx, w - p - dx + 1)
+    flips = [axis for axis in (0, 1) if rng.random() < 0.5]
+    turn = rng.random() < 0.5
+    out = []
+    for image in images:
+        patch = np.flip(image[y:y + p, x:x + p].astype(np.float32), flips)
+        out.append(np.ascontiguousarray(patch.T if turn else patch))
+    return out
+
+
+def _body_crops(images, p: int, rng) -> list[np.ndarray]:
+    """Crops that are not all air: nine in ten have soft tissue at their centre."""
+    for _ in range(6):
+        patches = _crops(images, p, rng)
+        if patches[0][p // 2, p // 2] > -300 or rng.random() < 0.1:
+            break
+    return patches

@@ -60,6 +60,7 @@ def use_style() -> None:
     if shell is not None:
         from matplotlib.figure import Figure
 
+        plt.close(plt.figure())  # a notebook's backend sets its own formatter at the first figure
         shell.display_formatter.formatters["image/png"].for_type(Figure, png_bytes)
 
 

@@ -1,0 +1,81 @@
+"""Answers to the exercises of notebook 08, your own scans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ldctlib.show.exercises import Exercise, number
+
+STORED = np.array([[-2000, 0], [1064, -976]], dtype=np.int16)
+"""Padding, air, tissue, and a pixel that only reads -2000 once it is rescaled."""
+
+
+def _masks_before_rescale(to_hu: Any) -> bool:
+    hu = np.asarray(to_hu(STORED.copy(), 1.0, -1024.0, -2000), dtype=np.float64)
+    half = np.asarray(to_hu(STORED.copy(), 0.5, -24.0, -2000), dtype=np.float64)
+    return np.array_equal(hu, [[-1000, -1024], [40, -2000]]) and np.array_equal(half, [[-1000, -24], [508, -512]])
+
+
+def _to_hu(stored, slope, intercept, padding):
+    return np.where(stored == padding, -1000.0, stored.astype(np.float64) * slope + intercept)
+
+
+def _to_hu_too_late(stored, slope, intercept, padding):
+    hu = stored.astype(np.float64) * slope + intercept
+    return np.where(hu == padding, -1000.0, hu)
+
+
+def _close(value: float) -> Any:
+    return lambda answer: abs(float(answer) - value) < 0.02 * value
+
+
+EXERCISES = [
+    Exercise(
+        name="08.floor",
+        prompt="Use equation (3): what are sigma_0 and R?",
+        accept=number(20 * 0.75**0.5, within=0.01),
+        right=17.32,
+        wrong=20.0,
+        because="20 √(1 − 1/4) = 17.3 HU. Whoever returns the noise-free anatomy is charged 20 HU: your scan's own "
+        "noise. A quarter of the noise given back guesses part of it.",
+        hint="The noise doubles, so its variance ratio R is 4. Equation (3) then needs only sigma_0 = 20 HU.",
+        hints=(
+            (_close(20.0), "20 HU is what the noise-free anatomy would be charged. One can do better: the salted "
+             "scan still tells something of your scan's own noise."),
+            (_close(34.64), "34.6 HU is the noise that is added, √3 · 20. The question is what is left at best."),
+            (_close(10.0), "10 HU would be half of your scan's own noise; variances add, not deviations."),
+        ),
+    ),
+    Exercise(
+        name="08.padding",
+        prompt="Write to_hu(stored, slope, intercept, padding) and return an array of HU.",
+        accept=_masks_before_rescale,
+        right=_to_hu,
+        wrong=_to_hu_too_late,
+        because="The padding value is a stored value. After the rescale, -2000 with intercept -1024 reads -3024 HU, "
+        "and a pixel that truly reads -2000 HU would be taken for padding.",
+        hint="HU = stored · slope + intercept, everywhere but where stored == padding: there -1000.",
+        hints=(
+            (lambda f: np.asarray(f(STORED.copy(), 1.0, -1024.0, -2000))[0, 0] == -3024,
+             "The padded pixel came out as -3024 HU: compare with the padding before the rescale, not after."),
+        ),
+    ),
+    Exercise(
+        name="08.keep",
+        prompt="By which factor is the noise at a tenth of the dose stronger than at full dose?",
+        accept=number(0.1**0.5, within=0.03),
+        right=0.316,
+        wrong=0.1,
+        because="Noise goes as 1/√dose, so a tenth of the dose has √10 times the noise, and keep = 1/√10 = 0.32 of it "
+        "is as strong as full-dose noise. The smallest RMSE to the full-dose image has keep = 1/R = 0.1: what reads "
+        "like a full dose and what scores best are two aims.",
+        hint="The noise that is left has the standard deviation keep · √10 · (full-dose noise).",
+        hints=(
+            (_close(0.1), "0.1 = 1/R gives the smallest RMSE to the full-dose image, but it leaves only 0.1 · √10 = "
+             "a third of the full-dose noise: smooth."),
+            (_close(0.9), "0.9 is a share of variance. keep multiplies the noise itself."),
+        ),
+    ),
+]
