@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,41 +22,13 @@ import torch
 from torch import Tensor
 
 from ldctlib import metrics as M
-from ldctlib.errors import LdctError, ParameterError, ScanError, ShapeError
-from ldctlib.metrics.image import check_images
+from ldctlib.cases import BenchmarkCase, phantom_cases, real_pairs
+from ldctlib.errors import LdctError, ParameterError, ShapeError
 from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.units import SOFT_TISSUE, Window
 
-REFERENCE_KINDS = ("truth", "full dose")
-"""Noise-free truth (phantoms), or a full-dose scan with its own noise."""
-
-
-@dataclass(frozen=True)
-class BenchmarkCase:
-    """One slice: low dose and reference in HU, each ``(1, 1, H, W)``, and where it comes from."""
-
-    patient: str
-    ldct_hu: Tensor
-    reference_hu: Tensor
-    reference_kind: str  # "truth" or "full dose"
-    dose: float  # fraction of full dose
-    pixel_mm: float
-    group: str = "all"  # kernel, thickness, anatomy: means never pool two groups
-    slice: str = "0"
-    slice_mm: float = math.nan
-    noise: Any = None  # a NoiseModel for methods that can use one
-
-    def __post_init__(self):
-        check_images(self.ldct_hu, self.reference_hu)
-        if len(self.ldct_hu) != 1:
-            raise ShapeError(f"a case is one slice (1, 1, H, W), got {tuple(self.ldct_hu.shape)}")
-        if self.reference_kind not in REFERENCE_KINDS:
-            raise ParameterError(f"reference_kind is one of {REFERENCE_KINDS}, got {self.reference_kind!r}")
-        if not 0 < self.dose <= 1:
-            raise ParameterError(f"dose is a fraction of full dose in (0, 1], got {self.dose}")
-        if not self.pixel_mm > 0:
-            raise ParameterError(f"pixel_mm must be > 0, got {self.pixel_mm}")
-
+__all__ = ["METRICS", "BenchmarkCase", "BenchmarkResult", "CaseMetric", "paired_bootstrap", "phantom_cases",
+           "real_pairs", "run"]  # fmt: skip
 
 # ---------------------------------------------------------------- metrics of a case
 
@@ -188,13 +159,15 @@ def run(
     warmup: int = 1,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    keep_images: bool = False,
 ) -> BenchmarkResult:
     """Denoise every case by every method and measure.
 
     ``methods`` maps names to denoisers ``denoise(ldct, *, noise, spacing_mm, generator)``, spacing (z, y, x);
     ``doses`` keeps only the cases of these dose fractions. Each method runs ``warmup`` times, unmeasured,
-    before its first slice of each shape. A metric that cannot be computed on a slice is NaN there and its
-    reason is kept in ``notes``.
+    before its first slice of each shape. A case with two references is denoised once and gives two rows. A
+    metric that cannot be computed on a slice is NaN there and its reason is kept in ``notes``.
+    ``keep_images`` keeps the denoised slices in ``images``, by (method, number of the case).
     """
     if not methods:
         raise ParameterError("no methods given")
@@ -208,7 +181,7 @@ def run(
     if not cases:
         raise ParameterError("no cases" if wanted is None else f"no case has one of the doses {wanted}")
     device = torch.device(device)
-    rows, notes = [], {}
+    rows, notes, images = [], {}, {}
     for name, method in methods.items():
         warm = set()
         for index, case in enumerate(cases):
@@ -217,26 +190,29 @@ def run(
                 for _ in range(warmup):
                     _denoise(name, method, case, device, seed)
             x, seconds = _denoise(name, method, case, device, seed + index)
-            row = {
-                "method": name,
-                "patient": case.patient,
-                "slice": case.slice,
-                "group": case.group,
-                "dose": case.dose,
-                "reference": case.reference_kind,
-            }
-            for metric in names:
-                try:
-                    row[metric] = float(METRICS[metric].function(x, case, window))
-                except LdctError as error:
-                    row[metric] = math.nan
-                    notes.setdefault(metric, str(error))
-            rows.append(row | {"seconds": seconds})
+            if keep_images:
+                images[name, index] = x
+            for view in case.views():
+                row = {
+                    "method": name,
+                    "patient": case.patient,
+                    "slice": case.slice,
+                    "group": case.group,
+                    "dose": case.dose,
+                    "reference": view.reference_kind,
+                }
+                for metric in names:
+                    try:
+                        row[metric] = float(METRICS[metric].function(x, view, window))
+                    except LdctError as error:
+                        row[metric] = math.nan
+                        notes.setdefault(metric, str(error))
+                rows.append(row | {"seconds": seconds})
     provenance = {m: PROVENANCE[m] for m in names if m in PROVENANCE and m not in notes}
     import pandas as pd
 
     return BenchmarkResult(
-        pd.DataFrame(rows), window, baseline, names, provenance, notes, _device_name(device)
+        pd.DataFrame(rows), window, baseline, names, provenance, notes, _device_name(device), images
     )
 
 
@@ -267,6 +243,7 @@ class BenchmarkResult:
     provenance: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  # metric -> why it is NaN somewhere
     device: str = "cpu"
+    images: dict[tuple[str, int], Tensor] = field(default_factory=dict, repr=False)  # not written to JSON
 
     def scores(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> list[Score]:
         """Means per method, metric, group, dose and reference kind, with paired differences to the
@@ -416,80 +393,6 @@ def _cell(score, digits: int, intervals: bool) -> str:
     if intervals and score.metric != "seconds" and not math.isnan(score.low):
         text += f" ({score.difference:+.{digits}f}; {score.low:+.{digits}f} … {score.high:+.{digits}f})"
     return text
-
-
-# ---------------------------------------------------------------- real pairs
-
-
-def _pair_files(folder: Path) -> list[tuple[Path, Path]]:
-    """(full, low) files of one patient: in full*/quarter* subfolders, or side by side as _FD_ and _QD_."""
-    sub = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
-    pairs = []
-    for name, full in sorted(sub.items()):
-        low = sub.get(name.replace("full", "quarter", 1)) if name.startswith("full") else None
-        if low is not None:
-            pairs += _match(sorted(p for p in full.iterdir() if p.is_file()), sorted(low.iterdir()), folder)
-    files = sorted(p for p in folder.iterdir() if p.is_file())
-    marked = [[p for p in files if re.search(rf"(^|_){mark}_", p.name)] for mark in ("FD", "QD")]
-    return pairs + _match(*marked, folder)
-
-
-def _match(full: list[Path], low: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    if len(full) != len(low):
-        raise ScanError(f"{folder}: {len(full)} full-dose but {len(low)} low-dose files; pairs need both")
-    return list(zip(full, low, strict=True))
-
-
-def real_pairs(root: str | Path, *, dose: float = 0.25) -> list[BenchmarkCase]:
-    """Full/quarter-dose slice pairs below ``root`` (Mayo 2016), grouped by thickness and kernel.
-
-    A patient's folder holds ``full*/`` and ``quarter*/``, or files marked ``_FD_`` and ``_QD_``; its name
-    up to the first underscore is the patient. ScanError without any pair, or where two slices' positions
-    differ.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ScanError(f"{root} is not a folder")
-    folders = sorted(
-        {
-            p.parent.parent if p.parent.name.lower().startswith(("full", "quarter")) else p.parent
-            for p in root.rglob("*")
-            if p.is_file()
-        }
-    )
-    cases = [_real_case(folder, full, low, dose) for folder in folders for full, low in _pair_files(folder)]
-    if not cases:
-        raise ScanError(f"{root}: no full/quarter-dose pairs (folders full*/quarter*, files _FD_/_QD_)")
-    return cases
-
-
-def _real_case(folder: Path, full: Path, low: Path, dose: float) -> BenchmarkCase:
-    import pydicom
-
-    from ldctlib.data.dicom import read_series
-
-    scan, scan_low = read_series(full), read_series(low)
-    tags = ["ConvolutionKernel", "SliceThickness", "ImagePositionPatient"]
-    header, header_low = (
-        pydicom.dcmread(p, stop_before_pixels=True, specific_tags=tags) for p in (full, low)
-    )
-    positions = [[float(v) for v in h.get("ImagePositionPatient", [])] for h in (header, header_low)]
-    if len(positions[0]) != len(positions[1]) or not np.allclose(*positions, atol=0.01):
-        raise ScanError(f"{full.name} and {low.name} in {folder} are not one slice: positions {positions}")
-    kernel = header.get("ConvolutionKernel", "unknown kernel")
-    kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
-    thickness = float(header.get("SliceThickness") or math.nan)
-    return BenchmarkCase(
-        folder.name.split("_")[0],
-        scan_low.images_hu(),
-        scan.images_hu(),
-        "full dose",
-        dose,
-        pixel_mm=float(scan.spacing_mm[-1]),
-        group=f"{thickness:g} mm {kernel}",
-        slice=full.stem,
-        slice_mm=thickness,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

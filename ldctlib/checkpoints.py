@@ -28,6 +28,8 @@ FORMAT = "ldctlib-checkpoint/1"
 MODELS: dict[str, str] = {
     "redcnn": "ldctlib.models.redcnn:REDCNN",
     "nafnet": "ldctlib.models.nafnet:NAFNet",
+    "unet": "ldctlib.models.unet:UNet",
+    "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 

@@ -24,12 +24,16 @@ from ldctlib import checkpoints
 from ldctlib.data.collections import open_collection
 from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, scan_slices
 from ldctlib.data.splits import split
-from ldctlib.errors import ParameterError
+from ldctlib.errors import LdctError, ParameterError
 from ldctlib.training import TrainConfig, train
 from ldctlib.units import SOFT_TISSUE, Range
 
 DENOISER_RANGE = Range(-1000.0, 1000.0)
 """Model units of the regression networks: soft tissue near 0, 100 HU of noise at 0.1. Nothing is clipped."""
+
+
+SMALL_BANKS: dict[str, Any] = dict(size=256, slices=16, photographs=16, noises=12)
+"""Banks of a live training in a workshop: drawn in seconds."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,15 @@ def denoising_loss(value_range: Range) -> Callable[[nn.Module, dict[str, Tensor]
 
 
 def _nafnet(profile: str) -> Recipe:
-    stable = {"train": 6_000, "paper": 200_000, "workshop": 60}[profile]
-    decay = {"train": 6_000, "paper": 100_000, "workshop": 60}[profile]
+    stable = {"train": 5_000, "paper": 200_000, "workshop": 60}[profile]
+    decay = {"train": 4_500, "paper": 100_000, "workshop": 60}[profile]
     small = profile == "workshop"
     common: dict[str, Any] = dict(batch_size=8 if small else 16, lr=1e-3, betas=(0.9, 0.95), mixed_precision="bf16",
                                   clip_norm=0.5, log_every=20 if small else 100, checkpoint_every=500)
     return Recipe(
         model="nafnet",
         config=dict(width=64, shuffle=2, encoder=[2, 2], middle=4, decoder=[2, 2], patch=64),
-        patches=PatchConfig(seed=11, patch=64, **(dict(size=256, slices=16, photographs=16, noises=12) if small else {})),
+        patches=PatchConfig(seed=11, patch=64, **(SMALL_BANKS if small else {})),
         stable=TrainConfig(steps=stable, warmup_steps=min(200, stable // 4), schedule="constant", seed=1, **common),
         decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
     )
@@ -80,15 +84,15 @@ def _nafnet(profile: str) -> Recipe:
 
 def _redcnn(profile: str) -> Recipe:
     stable = {"train": 1_200, "paper": 93_000, "workshop": 20}[profile]
-    decay = {"train": 1_400, "paper": 20_000, "workshop": 20}[profile]
+    decay = {"train": 700, "paper": 20_000, "workshop": 20}[profile]
     small = profile == "workshop"
     common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=4e-4, betas=(0.9, 0.99), mixed_precision="bf16",
                                   clip_norm=0.5, log_every=5 if small else 50, checkpoint_every=200)
     return Recipe(
         model="redcnn",
         config=dict(final_relu=False),
-        patches=PatchConfig(seed=12, patch=48, **(dict(size=256, slices=16, photographs=16, noises=12) if small
-                                                  else dict(slices=128, photographs=64, noises=96))),
+        patches=PatchConfig(seed=12, patch=48,
+                            **(SMALL_BANKS if small else dict(slices=128, photographs=64, noises=96))),
         stable=TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1, **common),
         decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
     )
@@ -139,10 +143,9 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
         raise ParameterError(f"stage is 'stable', 'decay' or None for both; got {stage!r}")
     if stage == "decay" and init_from is None and not between.is_file():
         raise ParameterError(f"the decay stage needs weights to start from: give init_from, or train {between} first")
-    stages = [(label, config, target)
-              for label, config, target in (("stable", r.stable, between), ("decay", r.decay, out / f"{name}.safetensors"))
-              if stage in (None, label)]
-    for label, config, target in stages:
+    for label, config, target in (("stable", r.stable, between), ("decay", r.decay, out / f"{name}.safetensors")):
+        if stage not in (None, label):
+            continue
         config = replace(config, device=device, num_workers=workers)
         # each stage draws its own stream of samples
         patches = replace(r.patches, seed=r.patches.seed + (1000 if label == "decay" else 0))
@@ -192,7 +195,7 @@ def save(path: str | Path, weights, r: Recipe, profile: str, stage: str, steps: 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ldctlib.recipes", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; all where none is given")
     parser.add_argument("--profile", default="train", choices=("workshop", "train", "paper"))
     parser.add_argument("--out", default="runs/train")
     parser.add_argument("--max-seconds", type=float)
@@ -202,10 +205,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     a = parser.parse_args(argv)
-    for stage, log in run(a.name, a.profile, out=a.out, max_seconds=a.max_seconds, init_from=a.init_from,
-                          stage=a.stage, data=a.data, device=a.device, workers=a.workers, progress=False):
-        print(f"{stage} {log.step}/{log.steps} loss {log.loss:.5f} lr {log.lr:.2e} |g| {log.grad_norm:.3f} "
-              f"{log.seconds:.0f} s", flush=True)
+    try:
+        for name in a.names or RECIPES:
+            for stage, log in run(name, a.profile, out=a.out, max_seconds=a.max_seconds, init_from=a.init_from,
+                                  stage=a.stage, data=a.data, device=a.device, workers=a.workers, progress=False):
+                print(f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} lr {log.lr:.2e} "
+                      f"|g| {log.grad_norm:.3f} {log.seconds:.0f} s", flush=True)
+    except LdctError as error:
+        parser.exit(2, f"{type(error).__name__}: {error}\n")
 
 
 if __name__ == "__main__":

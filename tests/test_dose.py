@@ -163,7 +163,8 @@ def test_streaks_between_dense_hips():
     noise = (noise - noise.mean(0, keepdim=True))[:, 0, 96:160, 96:160]
     power = np.fft.ifftshift(nps(noise, 1.4).two_d)
     f = np.fft.fftfreq(64)
-    angle = np.degrees(np.arctan2(np.abs(f)[:, None], np.abs(f)[None, :]))  # 90: variation along y (across the hips' line)
+    # 90 degrees: variation along y, across the line through both hips
+    angle = np.degrees(np.arctan2(np.abs(f)[:, None], np.abs(f)[None, :]))
     ring = np.hypot(f[:, None], f[None, :]) > 0.1
     across, along = power[ring & (angle > 75)].mean(), power[ring & (angle < 15)].mean()
     assert across / along > 20

@@ -23,7 +23,7 @@ LAYERS = (
     ("losses", "leda"),
     ("training", "checkpoints"),
     ("metrics",),
-    ("recipes", "methods"),
+    ("recipes", "methods", "cases"),
     ("benchmark",),
     ("show",),
     ("course", "__main__"),

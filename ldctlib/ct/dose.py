@@ -208,7 +208,8 @@ def calibrate(image_hu, geometry: Geometry, scanner: Scanner, target_sd_hu: floa
         sd = noise_map(image_hu, geometry, scanner, kernel_name=kernel_name)[..., centre].square().mean().sqrt().item()
         if abs(sd / target_sd_hu - 1) < 1e-4:
             break
-        scanner = replace(scanner, photons=scanner.photons * (sd / target_sd_hu) ** (2 if sd < 4 * target_sd_hu else 1.2))
+        power = 2 if sd < 4 * target_sd_hu else 1.2  # far off, electronic noise may rule: step with care
+        scanner = replace(scanner, photons=scanner.photons * (sd / target_sd_hu) ** power)
         if not 1e-3 < scanner.photons < 1e15:
             raise ParameterError(f"no photon number gives {target_sd_hu} HU for this object")
     return scanner

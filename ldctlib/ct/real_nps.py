@@ -1,11 +1,11 @@
 """Noise power spectra of real scanners, as numbers: what a simulated kernel has to look like.
 
 Source: three patients of the 2016 Low Dose CT Grand Challenge (Mayo Clinic; McCollough et al. 2017), abdomen,
-quarter-dose image minus full-dose image. Method, the same for real and simulated noise (:func:`band_nps`): squares of
-64 pixels of soft tissue, each minus its mean and under a Hann window, periodograms averaged
+quarter-dose image minus full-dose image. Real and simulated noise are measured alike (:func:`band_nps`): squares
+of 64 pixels of soft tissue, each minus its mean and under a Hann window, periodograms averaged
 (:mod:`ldctlib.ct.nps`), then the mean over rings of 0.06 /mm up to 0.78 /mm. Rings beyond the pixel's Nyquist
 frequency hold the corners of the 2-D spectrum. Each slice's curve is divided by its mean from 0.12 /mm on, the
-slices are averaged, the peak is set to 1.
+slices are averaged, and the peak is set to 1.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ REAL_NPS: dict[str, RealNPS] = {
 
 
 def band_nps(noise_hu: Tensor, tissue_hu: Tensor, pixel_mm: float) -> np.ndarray:
-    """Radial NPS of noise (B, 1, H, W) in the 13 bands over its peak, measured where ``tissue_hu`` is soft tissue.
+    """Radial NPS of noise (B, 1, H, W) in the 13 bands, over its peak, where ``tissue_hu`` is soft tissue.
 
     ``tissue_hu`` is (1, 1, H, W), or (B, 1, H, W) for noise of different slices. Raises ShapeError, and
     ParameterError where no square of 64 pixels is soft tissue.
     """
     if noise_hu.shape[-2:] != tissue_hu.shape[-2:] or len(tissue_hu) not in (1, len(noise_hu)):
-        raise ShapeError(f"noise {tuple(noise_hu.shape)} and tissue {tuple(tissue_hu.shape)} do not belong together")
+        raise ShapeError(f"noise {tuple(noise_hu.shape)} and tissue {tuple(tissue_hu.shape)} do not match")
     corners = soft_tissue_rois(tissue_hu, ROI)
     curves = []
     for i in range(len(noise_hu)):
         own = [(i, r, c) for b, r, c in corners if len(tissue_hu) == 1 or b == i]
         if not own:
-            raise ParameterError(f"image {i} has no square of {ROI} pixels of soft tissue to measure noise in")
+            raise ParameterError(f"image {i} has no square of {ROI} pixels of soft tissue")
         two_d = nps(noise_hu, pixel_mm, corners=own, roi=ROI).two_d
         axis = np.fft.fftshift(np.fft.fftfreq(ROI, pixel_mm))
         band = np.digitize(np.hypot(axis[:, None], axis[None, :]), BAND_EDGES) - 1
@@ -83,25 +83,25 @@ def band_nps(noise_hu: Tensor, tissue_hu: Tensor, pixel_mm: float) -> np.ndarray
 
 
 SIMULATED = Scanner(photons=8e5, bowtie_radius_mm=160.0)
-"""The scanner of :func:`simulated_bands`. Only the spectrum's shape is looked at, which hardly depends on it."""
+"""The scanner of :func:`simulated_bands`. Only the shape is looked at, which hardly depends on it."""
 
 
 def simulated_bands(kernel: str | Kernel, pixel_mm: float, *, patients: Sequence[int] = (3, 5, 8, 11),
                     generator: torch.Generator) -> np.ndarray:
     """The same curve for quarter-dose scans of phantoms (one slice of each patient) on 512² pixels.
 
-    The detector's bins are half a pixel wide, so that noise reaches past the pixel's Nyquist frequency and aliases,
-    as on scanners that sample finer than the pixel.
+    The detector's bins are half a pixel wide, so that noise reaches past the pixel's Nyquist frequency and
+    aliases, as on scanners that sample finer than the pixel.
     """
     geometry = ParallelGeometry.for_image(512, pixel_mm, bins_per_pixel=2, n_views=720)
-    projector_ = projector(geometry)
+    scanner = projector(geometry)
     noise, tissue = [], []
     for seed in patients:
         patient = Patient.random(seed)
         body_hu = patient.slice(0.5 * sum(patient.z_range_mm), size=512, pixel_mm=pixel_mm).hu
-        p = projector_.A(hu_to_mu(body_hu)).clamp(min=0)
+        p = scanner.A(hu_to_mu(body_hu)).clamp(min=0)
         (noisy,) = measure(p, SIMULATED, geometry, (0.25,), generator=generator)
-        noise.append(projector_.fbp(noisy - p, kernel) * (1000 / MU_WATER_PER_MM))
+        noise.append(scanner.fbp(noisy - p, kernel) * (1000 / MU_WATER_PER_MM))
         tissue.append(body_hu)
     return band_nps(torch.cat(noise), torch.cat(tissue), pixel_mm)
 
@@ -109,8 +109,8 @@ def simulated_bands(kernel: str | Kernel, pixel_mm: float, *, patients: Sequence
 def band_errors(simulated: Sequence[float], real: Sequence[float]) -> np.ndarray:
     """Relative error of a simulated curve in the bands where the real one exceeds a fifth of its peak.
 
-    A shape has no scale of its own (strength is the dose's business): the simulated curve is first scaled to zero
-    mean error in the logarithm. Bands below a fifth are NaN.
+    A shape has no scale of its own (strength is the dose's business): the simulated curve is first scaled to
+    zero mean error in the logarithm. Bands below a fifth are NaN.
     """
     ours, theirs = np.asarray(simulated, float), np.asarray(real, float)
     if ours.shape != theirs.shape:

@@ -55,8 +55,8 @@ def shrink(image: np.ndarray, factor: float) -> np.ndarray:
 def random_hu(rng: np.random.Generator, *, min_size: int) -> np.ndarray:
     """One photograph as a noise-free slice in HU, float32 (H, W), at least ``min_size`` a side.
 
-    Shrunk by 1.2 to 2.5, turned and mirrored; the 1st to 99th percentile spans 60 to 900 HU about a soft-tissue mean, sometimes
-    reversed.
+    Shrunk by 1.2 to 2.5 and turned; the 1st to 99th percentile spans 60 to 900 HU about a soft-tissue mean, half of
+    them with black and white exchanged.
     """
     candidates = [image for image in photographs() if min(image.shape) >= 1.2 * min_size]
     if not candidates:

@@ -1,19 +1,17 @@
 """Image quality: full-reference metrics, perceptual distance with provenance, noise texture and edges."""
 
+from ldctlib.ct.nps import NPS, nps, soft_tissue_rois
 from ldctlib.metrics.image import bias_hu, body_mask, fsim, psnr, rmse_hu, ssim, ssim_uniform7, vif
 from ldctlib.metrics.perceptual import Perceptual, lpips, lpips_random_trunk, torchvision_shim
 from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.metrics.texture import (
     MTF,
-    NPS,
     edge_loss,
     edge_strength,
     mtf_edge,
     noise_coupling,
     noise_std,
-    nps,
     nps_distance,
-    soft_tissue_rois,
     structure_in_removed,
 )
 

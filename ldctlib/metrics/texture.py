@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ldctlib.ct.nps import NPS, cut_rois, gaussian_blur, nps, soft_tissue_rois, trend_removed
+from ldctlib.ct.nps import NPS, cut_rois, gaussian_blur, soft_tissue_rois, trend_removed
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.metrics.image import body_mask, check_images, check_mask
 

@@ -15,7 +15,9 @@ STORED = np.array([[-2000, 0], [1064, -976]], dtype=np.int16)
 def _masks_before_rescale(to_hu: Any) -> bool:
     hu = np.asarray(to_hu(STORED.copy(), 1.0, -1024.0, -2000), dtype=np.float64)
     half = np.asarray(to_hu(STORED.copy(), 0.5, -24.0, -2000), dtype=np.float64)
-    return np.array_equal(hu, [[-1000, -1024], [40, -2000]]) and np.array_equal(half, [[-1000, -24], [508, -512]])
+    return np.array_equal(hu, [[-1000, -1024], [40, -2000]]) and np.array_equal(
+        half, [[-1000, -24], [508, -512]]
+    )
 
 
 def _to_hu(stored, slope, intercept, padding):
@@ -38,13 +40,19 @@ EXERCISES = [
         accept=number(20 * 0.75**0.5, within=0.01),
         right=17.32,
         wrong=20.0,
-        because="20 √(1 − 1/4) = 17.3 HU. Whoever returns the noise-free anatomy is charged 20 HU: your scan's own "
+        because="20 √(1 − 1/4) = 17.3 HU. The noise-free anatomy itself would be charged 20 HU: your scan's own "
         "noise. A quarter of the noise given back guesses part of it.",
         hint="The noise doubles, so its variance ratio R is 4. Equation (3) then needs only sigma_0 = 20 HU.",
         hints=(
-            (_close(20.0), "20 HU is what the noise-free anatomy would be charged. One can do better: the salted "
-             "scan still tells something of your scan's own noise."),
-            (_close(34.64), "34.6 HU is the noise that is added, √3 · 20. The question is what is left at best."),
+            (
+                _close(20.0),
+                "20 HU is what the noise-free anatomy would be charged. One can do better: the salted "
+                "scan still tells something of your scan's own noise.",
+            ),
+            (
+                _close(34.64),
+                "34.6 HU is the noise that is added, √3 · 20. The question is what is left at best.",
+            ),
             (_close(10.0), "10 HU would be half of your scan's own noise; variances add, not deviations."),
         ),
     ),
@@ -54,12 +62,14 @@ EXERCISES = [
         accept=_masks_before_rescale,
         right=_to_hu,
         wrong=_to_hu_too_late,
-        because="The padding value is a stored value. After the rescale, -2000 with intercept -1024 reads -3024 HU, "
+        because="The padding value is a stored value. Rescaled with intercept -1024 it reads -3024 HU, "
         "and a pixel that truly reads -2000 HU would be taken for padding.",
         hint="HU = stored · slope + intercept, everywhere but where stored == padding: there -1000.",
         hints=(
-            (lambda f: np.asarray(f(STORED.copy(), 1.0, -1024.0, -2000))[0, 0] == -3024,
-             "The padded pixel came out as -3024 HU: compare with the padding before the rescale, not after."),
+            (
+                lambda f: np.asarray(f(STORED.copy(), 1.0, -1024.0, -2000))[0, 0] == -3024,
+                "The padded pixel came out as -3024 HU: compare with the padding before the rescale, not after.",
+            ),
         ),
     ),
     Exercise(
@@ -73,8 +83,11 @@ EXERCISES = [
         "like a full dose and what scores best are two aims.",
         hint="The noise that is left has the standard deviation keep · √10 · (full-dose noise).",
         hints=(
-            (_close(0.1), "0.1 = 1/R gives the smallest RMSE to the full-dose image, but it leaves only 0.1 · √10 = "
-             "a third of the full-dose noise: smooth."),
+            (
+                _close(0.1),
+                "0.1 = 1/R gives the smallest RMSE to the full-dose image, but it leaves only 0.1 · √10 = "
+                "a third of the full-dose noise: smooth.",
+            ),
             (_close(0.9), "0.9 is a share of variance. keep multiplies the noise itself."),
         ),
     ),

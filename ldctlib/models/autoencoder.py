@@ -1,0 +1,245 @@
+"""The perceptually optimised autoencoder of MAN (section 2.1): an image and back through a small Gaussian
+latent.
+
+Two ranges of latents: *raw* ones, in which the posterior lives and which the decoder takes, and *scaled*
+ones, of about unit variance, in which diffusion works: ``scaled = raw * latent_scale``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.models.blocks import (
+    Downsample,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    group_norm,
+    heads_for,
+    pad_to_multiple,
+)
+
+INITIAL_LOGVAR = -6.0
+"""Log variance of an untrained posterior, std 0.05: details first, regularisation later, as the ramps
+intend.
+"""
+
+
+class Posterior(NamedTuple):
+    """A diagonal Gaussian over raw latents, q(z | x) = N(mean, exp(logvar)); both (B, c, h, w)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """mean + std * noise, differentiable in both; drawn on the generator's device in float32."""
+        device = generator.device if generator is not None else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device)
+        return self.mean + self.std * noise.to(self.mean)
+
+
+class Encoder(nn.Module):
+    """(B, in, H, W) -> (B, out, H / 2^n, W / 2^n) for n + 1 levels of widths ``widths``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention: Sequence[bool],
+        num_head_channels: int | None,
+        groups: int,
+    ):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.levels, self.downs = nn.ModuleList(), nn.ModuleList()
+        c = widths[0]
+        for width, attend in zip(widths, attention, strict=True):
+            if self.levels:
+                self.downs.append(Downsample(c))
+            self.levels.append(_level(c, width, blocks, attend, num_head_channels, groups))
+            c = width
+        self.middle = _level(c, c, 2, attention[-1], num_head_channels, groups)
+        self.out = nn.Sequential(group_norm(c, groups), nn.SiLU(), nn.Conv2d(c, out_channels, 3, padding=1))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The output of every level, finest first, the middle's instead of the last's."""
+        h = self.conv_in(x)
+        outputs = []
+        for i, level in enumerate(self.levels):
+            h = level(self.downs[i - 1](h) if i else h)
+            outputs.append(h)
+        return outputs[:-1] + [self.middle(h)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x)[-1])
+
+
+class Decoder(nn.Module):
+    """The encoder's mirror image, with one residual block a level more."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention: Sequence[bool],
+        num_head_channels: int | None,
+        groups: int,
+    ):
+        super().__init__()
+        c = widths[-1]
+        self.conv_in = nn.Conv2d(in_channels, c, 3, padding=1)
+        self.middle = _level(c, c, 2, attention[-1], num_head_channels, groups)
+        self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
+        for width, attend in reversed(list(zip(widths, attention, strict=True))):
+            if self.levels:
+                self.ups.append(Upsample(c))
+            self.levels.append(_level(c, width, blocks + 1, attend, num_head_channels, groups))
+            c = width
+        self.out = nn.Sequential(group_norm(c, groups), nn.SiLU(), nn.Conv2d(c, out_channels, 3, padding=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.middle(self.conv_in(z))
+        for i, level in enumerate(self.levels):
+            h = level(self.ups[i - 1](h) if i else h)
+        return self.out(h)
+
+
+class Autoencoder(nn.Module):
+    """MAN's autoencoder: residual down and up blocks, self-attention at the deep levels, a VAE bottleneck.
+
+    ``forward(x, generator=g)`` maps (B, 1, H, W) in model range to the reconstruction and the
+    :class:`Posterior`: a sample of it is decoded, or its mean without a generator.
+
+    width, channel_mult : channels of level i are ``width * channel_mult[i]``; every level but the last halves
+        H and W.
+    latent_channels : c of the latent.
+    blocks : residual blocks a level of the encoder; one more in the decoder.
+    attention_at : downsampling factors with self-attention, counted as in :class:`~ldctlib.models.unet.UNet`,
+        from the first level; the deepest level's covers the bottleneck too. () makes it purely convolutional.
+    num_head_channels : channels of an attention head; None for a single head.
+    stem : side of a space-to-depth block at the input and depth-to-space at the output. 1 is the paper's; 2
+        takes the full resolution out of the network, which is most of its cost.
+    latent_scale : factor from raw to scaled latents, kept in the checkpoint's config: see
+        :meth:`fit_latent_scale`.
+    norm_groups : groups of every GroupNorm.
+
+    :attr:`factor` f = stem * 2^(levels - 1) is the paper's downsampling; f = 4 or 8 with 3 or 4 levels. Any H
+    and W will do: the encoder pads at the bottom and the right to a multiple of f, and ``decode(z, size)``
+    crops. The latent of an image padded by the caller to a larger multiple (for the U-Net's sake) is decoded
+    the same way.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 4),
+        latent_channels: int = 3,
+        blocks: int = 2,
+        attention_at: Sequence[int] = (4,),
+        *,
+        num_head_channels: int | None = None,
+        stem: int = 1,
+        latent_scale: float = 1.0,
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        factors = [2**i for i in range(len(channel_mult))]
+        if odd := sorted(set(attention_at) - set(factors)):
+            raise ParameterError(f"attention_at={odd}: this autoencoder has levels at factors {factors}")
+        if not latent_scale > 0:
+            raise ParameterError(f"latent_scale must be positive, got {latent_scale}")
+        self.in_channels, self.latent_channels, self.stem = in_channels, latent_channels, stem
+        self.latent_scale = float(latent_scale)
+        self.factor = stem * factors[-1]
+        widths = [width * m for m in channel_mult]
+        common = (widths, blocks, [f in attention_at for f in factors], num_head_channels, norm_groups)
+        self.encoder = Encoder(in_channels * stem**2, 2 * latent_channels, *common)
+        self.decoder = Decoder(latent_channels, in_channels * stem**2, *common)
+        head = self.encoder.out[-1]  # its second half is the log variance
+        nn.init.zeros_(head.weight[latent_channels:])
+        nn.init.constant_(head.bias[latent_channels:], INITIAL_LOGVAR)
+
+    def encode(self, x: Tensor) -> Posterior:
+        """(B, 1, H, W) in model range -> posterior over raw latents, each (B, c, ceil(H / f), ceil(W /
+        f)).
+        """
+        mean, logvar = self.encoder(self._stem(x)).to(x.dtype).chunk(2, dim=1)
+        return Posterior(
+            mean, logvar.clamp(-30.0, 20.0)
+        )  # exp stays finite; far outside what training reaches
+
+    def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Raw latents (B, c, h, w) -> image (B, 1, h f, w f) in model range, cropped to ``size`` if given."""
+        if z.ndim != 4 or z.shape[1] != self.latent_channels:
+            raise ShapeError(f"this decoder takes (B, {self.latent_channels}, h, w), got {tuple(z.shape)}")
+        h, w = (n * self.factor for n in z.shape[-2:])
+        rows, columns = size or (h, w)
+        if not (0 < rows <= h and 0 < columns <= w):
+            raise ShapeError(
+                f"a latent of {tuple(z.shape[-2:])} decodes to {(h, w)}, which lacks part of {size}"
+            )
+        y = self.decoder(z.to(self.decoder.conv_in.weight.dtype)).to(z.dtype)
+        return F.pixel_shuffle(y, self.stem)[..., :rows, :columns]
+
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Posterior]:
+        posterior = self.encode(x)
+        z = posterior.mean if generator is None else posterior.sample(generator)
+        return self.decode(z, tuple(x.shape[-2:])), posterior
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The encoder's feature maps, finest first, for a perceptual distance."""
+        return self.encoder.features(self._stem(x))
+
+    def scale(self, z: Tensor) -> Tensor:
+        """Raw latents to the scaled ones that diffusion sees."""
+        return z * self.latent_scale
+
+    def unscale(self, z: Tensor) -> Tensor:
+        """The inverse of :meth:`scale`, for :meth:`decode`."""
+        return z / self.latent_scale
+
+    @torch.no_grad()
+    def fit_latent_scale(self, z: Tensor) -> float:
+        """Set :attr:`latent_scale` to 1 / std of raw posterior *samples* (Rombach et al. 2022, section
+        4.3.2).
+
+        z (B, c, h, w), one batch of training images; put the result into the checkpoint's config.
+        """
+        std = z.double().std().item()
+        if not (std > 0 and std < float("inf")):
+            raise ParameterError(f"latents of standard deviation {std} cannot be scaled to unit variance")
+        self.latent_scale = 1 / std
+        return self.latent_scale
+
+    def _stem(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
+            raise ShapeError(f"this autoencoder takes (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        padded = pad_to_multiple(x.to(self.encoder.conv_in.weight.dtype), self.factor)
+        return F.pixel_unshuffle(padded, self.stem)
+
+
+def _level(
+    c: int, width: int, blocks: int, attend: bool, num_head_channels: int | None, groups: int
+) -> nn.Sequential:
+    """Residual blocks with self-attention between them, or after a single one."""
+    layers: list[nn.Module] = []
+    for i in range(blocks):
+        layers.append(ResBlock(c if i == 0 else width, width, groups=groups))
+        if attend and (i < blocks - 1 or blocks == 1):
+            layers.append(SelfAttention(width, heads_for(width, 1, num_head_channels), groups))
+    return nn.Sequential(*layers)

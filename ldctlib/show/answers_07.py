@@ -1,0 +1,98 @@
+"""Answers to the exercises of notebook 07, the benchmark."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ldctlib.show.exercises import Exercise, number
+
+
+def _is_slope(slope: Any) -> bool:
+    generator = torch.Generator().manual_seed(7)
+    detail, noise = torch.randn(2, 1, 1, 64, 64, generator=generator, dtype=torch.float64)
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    mask[..., 8:40, 20:60] = True
+    detail = 30 * detail
+    noise = 50 * noise
+    noise = noise - detail * (noise * detail)[mask].sum() / detail[mask].square().sum()  # none of the detail in it
+    return all(
+        abs(float(slope(share * detail + noise + 500 * ~mask, detail, mask)) - share) < 1e-6
+        for share in (0.3, 0.0, -0.1)
+    )
+
+
+def _slope(removed, detail, mask):
+    return (removed * detail)[mask].sum() / detail[mask].square().sum()
+
+
+def _correlation(removed, detail, mask):
+    return torch.corrcoef(torch.stack([removed[mask], detail[mask]]))[0, 1]
+
+
+def _without_mask(removed, detail, mask):
+    return (removed * detail).sum() / detail.square().sum()
+
+
+def _probe(answer: Any, share: float, noise_hu: float) -> float:
+    """What a slope function says of ``share`` of the detail in noise of a strength, everywhere in the mask."""
+    generator = torch.Generator().manual_seed(3)
+    detail, noise = torch.randn(2, 1, 1, 64, 64, generator=generator, dtype=torch.float64)
+    return float(answer(share * 30 * detail + noise_hu * noise, 30 * detail, torch.ones(1, 1, 64, 64).bool()))
+
+
+def _near(value: float, within: float = 0.02) -> Any:
+    return lambda answer: abs(float(answer) - value) < within * value
+
+
+EXERCISES = [
+    Exercise(
+        name="07.perfect",
+        prompt="Use equation (3) at k = 1 and at k = 0: what is the ratio of the squared errors, in dB?",
+        accept=number(10 * math.log10(3), within=0.01),
+        right=4.77,
+        wrong=6.02,
+        because="The low-dose image (k = 1) has the error (R − 1) σ², the exact anatomy (k = 0) has σ²: 10 log10(R − 1) = 4.8 dB. "
+        "The best answer, k = 1/R, has (1 − 1/R) σ² and gains 10 log10 R = 6.0 dB.",
+        hint="Against the full dose, the low-dose image is wrong by the added noise only, whose variance is (R − 1) σ².",
+        hints=(
+            (_near(6.02), "6.0 dB = 10 log10 R is the gain of the best answer, which keeps a quarter of the noise."),
+            (_near(9.54), "Decibels of a squared error have the factor 10, not 20."),
+            (lambda a: float(a) == math.inf, "Infinite it is against the truth. Here the reference has noise."),
+        ),
+    ),
+    Exercise(
+        name="07.slope",
+        prompt="Write slope(removed, detail, mask), the least-squares slope of removed on detail, in the mask.",
+        accept=_is_slope,
+        right=_slope,
+        wrong=_correlation,
+        because="Σ removed·detail / Σ detail² does not change when more noise is removed, which a correlation would: the noise "
+        "is in its denominator.",
+        hint="Least squares of removed = slope · detail: multiply both sides by detail, and sum over the mask.",
+        hints=(
+            (
+                lambda f: abs(_probe(f, 0.3, 50.0) - _probe(f, 0.3, 500.0)) > 0.12,
+                "Your number falls when more noise is removed, as a correlation does. Divide by Σ detail² alone.",
+            ),
+            (lambda f: abs(_probe(f, 0.3, 0.0) - 0.3) < 1e-6, "Right where the mask is everything. Sum over the mask only."),
+        ),
+    ),
+    Exercise(
+        name="07.patients",
+        prompt="The standard error of a mean of n patients is 0.3 dB / √n. For which n is 1.96 of them 0.1 dB?",
+        accept=lambda answer: 33 <= float(answer) <= 40,
+        right=35,
+        wrong=2,
+        because="(1.96 · 0.3 / 0.1)² = 35 patients (37 with Student's t). More slices of the same patient make each patient's "
+        "own mean surer; how patients differ they do not tell.",
+        hint="n counts patients: 1.96 · 0.3 / √n = 0.1.",
+        hints=(
+            (lambda a: 1 <= float(a) <= 3, "That would be 35 slices. Slices of one patient are not independent: n counts patients."),
+            (lambda a: 8 <= float(a) <= 10, "That makes one standard error 0.1 dB; a 95 % interval is 1.96 of them to each side."),
+            (lambda a: 600 <= float(a) <= 800, "700 slices, that is. How many patients?"),
+        ),
+    ),
+]
