@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -214,33 +211,6 @@ def test_lpips_refuses_bad_arguments(pair):
         M.lpips(*pair, window=None)
     with pytest.raises(ShapeError, match="32"):
         M.lpips(*(z[..., :16] for z in pair), window=SOFT_TISSUE)
-
-
-SHIM_SCRIPT = """
-import sys, torch
-from ldctlib.metrics import perceptual
-mode = sys.argv[1]
-if mode == "loads":
-    perceptual._extension_loads = lambda folder: True
-needed = perceptual.torchvision_shim()
-has_nms = hasattr(torch.ops.torchvision, "nms")
-if mode == "loads":
-    assert not needed and not perceptual._SHIM_LIBRARIES and not has_nms  # inert: it defined nothing
-else:
-    assert has_nms  # by the extension itself or by the shim
-    import torchvision, lpips
-    from torchvision.models import squeezenet1_1
-    squeezenet1_1(weights=None)
-    assert perceptual.torchvision_shim() == needed  # a second call changes nothing
-"""
-
-
-@pytest.mark.parametrize("mode", ["as it is", "loads"])
-def test_torchvision_shim(mode):
-    done = subprocess.run(
-        [sys.executable, "-c", SHIM_SCRIPT, mode], capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------- NPS

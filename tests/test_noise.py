@@ -58,11 +58,11 @@ def test_pair_estimate(phantom_scan):
 
 
 def test_blind_estimate(phantom_scan):
-    """Without a partner: a fifth off at most in sd, and most power where the simulator has it."""
+    """Without a partner: a fifth off at most in sd (what anatomy adds), and most power where the simulator has it."""
     hu, _, quarter, geometry, scanner = phantom_scan
     simulated = noise_from_simulation(hu, geometry, scanner, 0.25, generator=torch.Generator().manual_seed(2), roi=32)
-    blind = noise_from_image(quarter, geometry.pixel_mm, roi=32)
-    assert abs(blind.sd_hu / simulated.sd_hu - 1) < 0.25
+    blind = noise_from_image(quarter, geometry.pixel_mm)
+    assert -0.05 < blind.sd_hu / simulated.sd_hu - 1 < 0.2
     peak = [m.frequency_per_mm[m.radial_nps.argmax()] for m in (blind, simulated)]
     assert abs(peak[0] - peak[1]) < 0.12
     assert blind.map_hu.shape == quarter.shape and (blind.map_hu > 0).all()

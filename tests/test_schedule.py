@@ -99,6 +99,15 @@ def test_scales_are_rooted_in_double_precision():
     assert noise.item() == pytest.approx(1e-3, rel=1e-7)
 
 
+def test_scales_first_used_in_inference_serve_a_gradient_later():
+    schedule = linear()
+    with torch.inference_mode():
+        schedule.scales(500, torch.zeros(1))
+    x = torch.ones(1, requires_grad=True)
+    (schedule.scales(500, x)[0] * x).backward()
+    assert x.grad.item() == pytest.approx(schedule.at(500) ** 0.5)
+
+
 @pytest.mark.parametrize("spacing, theirs", [("trailing",) * 2, ("leading",) * 2, ("uniform", "linspace")])
 @pytest.mark.parametrize("steps", [1, 7, 30, 50, 1000])
 def test_times_are_the_published_lists_plus_one(spacing, theirs, steps):

@@ -80,24 +80,28 @@ def noise_from_pair(ldct_hu: Tensor, ndct_hu: Tensor, pixel_mm: float, *, dose: 
     return model.scaled(model.sd_hu / math.sqrt(1 - dose))
 
 
-def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int = 32) -> NoiseModel:
+def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = None) -> NoiseModel:
     """Noise from an image alone, (B, 1, H, W) HU: the spectrum of the squares with the least structure.
 
-    Squares of soft tissue are ranked by how much of their variance survives a Gaussian of 2 pixels; the lowest tenth
-    (four at least) is averaged. Some anatomy remains in the lowest frequencies. The map follows the local
-    mean of the high-passed magnitude, clipped so that edges do not count.
+    Squares of soft tissue (32 pixels, on images below 512² down to 16) are ranked by how much of their variance survives a
+    Gaussian of 2 pixels; the lowest tenth (four at least) is averaged. Some anatomy remains in the lowest frequencies.
+    The map follows the local mean of the high-passed magnitude, clipped so that edges count little.
     """
+    if roi is None:
+        roi = max(16, min(32, min(image_hu.shape[-2:]) // 16))
     candidates = _tissue(image_hu, roi)
+    roi = min(roi, *image_hu.shape[-2:])
     rois = cut_rois(image_hu, candidates, roi).double()
     smooth = cut_rois(gaussian_blur(image_hu, 2.0), candidates, roi).double()
-    detail = cut_rois(image_hu - gaussian_blur(image_hu, 1.0), candidates, roi).double()
+    high = image_hu - gaussian_blur(image_hu, 1.0)
+    detail = cut_rois(high, candidates, roi).double()
     structure = smooth.var(dim=(1, 2)) / detail.var(dim=(1, 2)).clamp(min=1e-6)
     quiet = structure.argsort()[:max(4, len(candidates) // 10)]
-    high = (image_hu - gaussian_blur(image_hu, 1.0)).abs()
-    typical = cut_rois(high, [candidates[i] for i in quiet.tolist()], roi).mean()
-    local = gaussian_blur(high.clamp(max=3 * typical), 12.0)
     model = _from_rois(rois[quiet], pixel_mm, None, "image")
-    map_hu = local[:1] * (model.sd_hu / max(float(typical), 1e-6))
+    typical = detail[quiet].abs().mean()
+    limit = float(2 * typical)
+    local = gaussian_blur(high.abs().clamp(max=limit), 12.0)[:1]
+    map_hu = local * (model.sd_hu / max(float(detail[quiet].abs().clamp(max=limit).mean()), 1e-6))
     return NoiseModel(model.sd_hu, model.frequency_per_mm, model.radial_nps, pixel_mm, map_hu, "image")
 
 

@@ -88,8 +88,9 @@ class Schedule:
     def _tables(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         # kept, since copying to an accelerator waits for all that is queued there; rooted in double precision
         if (device, dtype) not in self._cache:
-            roots = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
-            self._cache[device, dtype] = tuple(root.to(dtype).to(device) for root in roots)
+            with torch.inference_mode(False):  # a table first asked for there would be refused by autograd
+                roots = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
+                self._cache[device, dtype] = tuple(root.to(dtype).to(device) for root in roots)
         return self._cache[device, dtype]
 
     def times(self, steps: int, spacing: str = "trailing", *, start: int | None = None) -> tuple[int, ...]:
