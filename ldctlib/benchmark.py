@@ -1,6 +1,7 @@
 """Methods x cases x doses -> one tidy table with metrics, times and paired bootstrap intervals by patient.
 
-    python -m ldctlib.benchmark --real FOLDER --methods ldct,gaussian,nafnet
+    python -m ldctlib.benchmark --methods ldct,gaussian,nafnet                    # phantoms
+    python -m ldctlib.benchmark --methods ldct,gaussian,nafnet --real FOLDER      # full/low-dose pairs
 
 Every result carries what it depends on: window, reference kind, LPIPS backbone and trunk, n, interval,
 device.
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ldctlib import metrics as M
 from ldctlib.cases import BenchmarkCase, phantom_cases, real_pairs
-from ldctlib.errors import LdctError, ParameterError, ShapeError
+from ldctlib.errors import CheckpointError, LdctError, ParameterError, ShapeError
 from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -395,15 +396,37 @@ def _cell(score, digits: int, intervals: bool) -> str:
     return text
 
 
+def record(result: BenchmarkResult) -> list[Path]:
+    """Write what was measured into the header of every shipped checkpoint among the methods; returns their paths."""
+    from ldctlib import checkpoints
+
+    written = []
+    for method in result.table.method.unique():
+        try:
+            path = checkpoints.shipped(method)
+        except CheckpointError:
+            continue  # a method without weights
+        quality = dict(checkpoints.load(path).quality)
+        for s in result.scores():
+            if s.method == method and s.metric in ("psnr", "ssim", "ssim_uniform7") and math.isfinite(s.value):
+                where = f"{s.group}, dose {s.dose:g}, against {s.reference}, {s.window}, {s.n_slices} slices"
+                quality.setdefault(where, {})[s.metric] = round(s.value, 4)
+        checkpoints.update_quality(path, quality)
+        written.append(path)
+    return written
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m ldctlib.benchmark``: print the table of real pairs as Markdown."""
+    """``python -m ldctlib.benchmark``: methods on phantom cases, or on real pairs, as a Markdown table."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark", description=main.__doc__)
-    parser.add_argument("--real", required=True, type=Path, help="folder with full/quarter-dose pairs")
+    parser.add_argument("--real", type=Path, help="folder with full/quarter-dose pairs; without it, phantoms")
+    parser.add_argument("--patients", type=int, default=4, help="phantom patients")
     parser.add_argument("--methods", default="ldct,gaussian", help="comma-separated names of ldctlib.methods")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"of {', '.join(METRICS)}")
     parser.add_argument("--json", type=Path, help="also write every number here")
+    parser.add_argument("--record", action="store_true", help="write the means into the shipped checkpoints' headers")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-intervals", action="store_true", help="means only")
     options = parser.parse_args(arguments)
@@ -412,13 +435,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
         loaded = {name: registry.load(name) for name in names}
+        if options.real:
+            cases = real_pairs(options.real)
+        else:  # seeds far from any that training draws first
+            seeds = range(9_000_001, 9_000_001 + options.patients)
+            cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"))
         result = run(
             loaded,
-            real_pairs(options.real),
+            cases,
             window=SOFT_TISSUE,
             device=options.device,
             metrics=filter(None, options.metrics.split(",")),
         )
+        if options.record:
+            record(result)
     except LdctError as error:
         parser.exit(2, f"{type(error).__name__}: {error}\n")
     print(result.to_markdown(intervals=not options.no_intervals))

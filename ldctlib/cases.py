@@ -25,7 +25,7 @@ REFERENCE_KINDS = ("truth", "full dose")
 """Noise-free truth (phantoms), or a full-dose scan with its own noise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value: a case equals itself only
 class BenchmarkCase:
     """One slice: low dose and reference in HU, each ``(1, 1, H, W)``, and where it comes from."""
 

@@ -300,3 +300,23 @@ def test_command_line(monkeypatch, capsys, tmp_path):
 def test_another_window_gives_another_number(result):
     other = run({"ldct": nothing}, CASES[:1], window=ABDOMEN, metrics=["psnr"])
     assert other.table.psnr.item() != result.table.psnr.iloc[0]
+
+
+def test_measured_quality_goes_into_the_checkpoint(tmp_path, monkeypatch):
+    from ldctlib import checkpoints, methods, recipes
+    from ldctlib.benchmark import record
+
+    r = recipes.recipe("nafnet", "workshop")
+    path = recipes.save(tmp_path / "nafnet.safetensors", recipes.new_model(r), r, "workshop", "decay", 1)
+    monkeypatch.setenv("LDCT_CHECKPOINTS", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.full((1, 1, 64, 64), 40.0)
+    cases = [BenchmarkCase(f"p{i}", clean + 20 * torch.randn(clean.shape, generator=generator), clean, "truth", 0.25, 0.7)
+             for i in range(2)]
+    names = ("ldct", "gaussian", "nafnet")
+    result = run({name: methods.load(name) for name in names}, cases, window=SOFT_TISSUE, metrics=["psnr"])
+    assert record(result) == [path]
+    (where, values), = checkpoints.load(path).quality.items()
+    assert "truth" in where and "2 slices" in where
+    # an untrained network changes nothing: its PSNR is the low-dose image's, 20 log10(400 / 20) = 26 dB
+    assert abs(values["psnr"] - 26.0) < 0.2

@@ -83,9 +83,9 @@ def noise_from_pair(ldct_hu: Tensor, ndct_hu: Tensor, pixel_mm: float, *, dose: 
 def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = None) -> NoiseModel:
     """Noise from an image alone, (B, 1, H, W) HU: the spectrum of the squares with the least structure.
 
-    Squares of soft tissue (32 pixels, on images below 512² down to 16) are ranked by how much of their variance survives a
-    Gaussian of 2 pixels; the lowest tenth (four at least) is averaged. Some anatomy remains in the lowest frequencies.
-    The map follows the local mean of the high-passed magnitude, clipped so that edges count little.
+    Squares of soft tissue (32 pixels, on images below 512² down to 16) are ranked by how much of their variance
+    survives a Gaussian of 2 pixels; the lowest tenth (four at least) is averaged. Some anatomy remains in the lowest
+    frequencies. The map follows the local mean of the high-passed magnitude, clipped so that edges count little.
     """
     if roi is None:
         roi = max(16, min(32, min(image_hu.shape[-2:]) // 16))
