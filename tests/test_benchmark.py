@@ -311,8 +311,8 @@ def test_measured_quality_goes_into_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("LDCT_CHECKPOINTS", str(tmp_path))
     generator = torch.Generator().manual_seed(0)
     clean = torch.full((1, 1, 64, 64), 40.0)
-    cases = [BenchmarkCase(f"p{i}", clean + 20 * torch.randn(clean.shape, generator=generator), clean, "truth", 0.25, 0.7)
-             for i in range(2)]
+    noisy = [clean + 20 * torch.randn(clean.shape, generator=generator) for _ in range(2)]
+    cases = [BenchmarkCase(f"p{i}", x, clean, "truth", 0.25, 0.7) for i, x in enumerate(noisy)]
     names = ("ldct", "gaussian", "nafnet")
     result = run({name: methods.load(name) for name in names}, cases, window=SOFT_TISSUE, metrics=["psnr"])
     assert record(result) == [path]
