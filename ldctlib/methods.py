@@ -166,8 +166,13 @@ def network(*, device, name: str, path=None, keep: float | None = None, mean_px:
         raise ParameterError(f"turns is 1, 2, 4 or 8, got {turns}")
     span = checkpoint.range
 
+    least = getattr(model, "min_size", 1)  # RED-CNN's unpadded convolutions need some pixels
+
     def once(x):
-        return span.from_model(model(span.to_model(x)))
+        h, w = x.shape[-2:]
+        if min(h, w) < least:
+            x = torch.nn.functional.pad(x, (0, max(0, least - w), 0, max(0, least - h)), mode="replicate")
+        return span.from_model(model(span.to_model(x)))[..., :h, :w]
 
     def denoise(ldct, *, noise, spacing_mm, generator):
         home = ldct.device

@@ -83,10 +83,10 @@ def _nafnet(profile: str) -> Recipe:
 
 
 def _redcnn(profile: str) -> Recipe:
-    stable = {"train": 1_200, "paper": 93_000, "workshop": 20}[profile]
-    decay = {"train": 700, "paper": 20_000, "workshop": 20}[profile]
+    stable = {"train": 800, "paper": 93_000, "workshop": 20}[profile]
+    decay = {"train": 900, "paper": 20_000, "workshop": 20}[profile]
     small = profile == "workshop"
-    common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=4e-4, betas=(0.9, 0.99), mixed_precision="bf16",
+    common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=3e-4, betas=(0.9, 0.99), mixed_precision="bf16",
                                   clip_norm=0.5, log_every=5 if small else 50, checkpoint_every=200)
     return Recipe(
         model="redcnn",

@@ -53,6 +53,12 @@ def test_contract(name, noisy):
         assert (out - truth)[inside].std() < 0.75 * (x - truth)[inside].std()
 
 
+@pytest.mark.parametrize("name", ("gaussian", "nafnet", "redcnn"))
+@pytest.mark.parametrize("size", ((1, 1), (9, 40), (33, 17)))
+def test_any_size(name, size):
+    assert available(name)(torch.full((1, 1, *size), 30.0)).shape == (1, 1, *size)
+
+
 @pytest.mark.parametrize("name", FAST)
 def test_wrong_input_is_named(name):
     denoise = available(name)

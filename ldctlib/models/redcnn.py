@@ -57,7 +57,13 @@ class REDCNN(nn.Module):
 
     @torch.no_grad()
     def start_as_identity(self) -> REDCNN:
-        """Zero the last layer: training then starts from "return the input", not from noise added to it."""
+        """He's initialisation, and a last layer of zeros: training starts from "return the input".
+
+        PyTorch's default shrinks the signal at every one of the ten layers, and adds what is left as noise.
+        """
+        for layer in self.children():
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
         self.tconv5.weight.zero_()
         self.tconv5.bias.zero_()
         return self

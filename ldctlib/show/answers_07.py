@@ -54,9 +54,9 @@ EXERCISES = [
         accept=number(10 * math.log10(3), within=0.01),
         right=4.77,
         wrong=6.02,
-        because="The low-dose image (k = 1) has the error (R − 1) σ², the exact anatomy (k = 0) has σ²: 10 log10(R − 1) = 4.8 dB. "
-        "The best answer, k = 1/R, has (1 − 1/R) σ² and gains 10 log10 R = 6.0 dB.",
-        hint="Against the full dose, the low-dose image is wrong by the added noise only, whose variance is (R − 1) σ².",
+        because="The low-dose image (k = 1) has the error (R − 1) σ², the exact anatomy (k = 0) has σ²: "
+        "10 log10(R − 1) = 4.8 dB. The best answer, k = 1/R, has (1 − 1/R) σ² and gains 10 log10 R = 6.0 dB.",
+        hint="Against the full dose, the low-dose image is wrong by the added noise only: variance (R − 1) σ².",
         hints=(
             (_near(6.02), "6.0 dB = 10 log10 R is the gain of the best answer, which keeps a quarter of the noise."),
             (_near(9.54), "Decibels of a squared error have the factor 10, not 20."),
@@ -69,15 +69,18 @@ EXERCISES = [
         accept=_is_slope,
         right=_slope,
         wrong=_correlation,
-        because="Σ removed·detail / Σ detail² does not change when more noise is removed, which a correlation would: the noise "
-        "is in its denominator.",
+        because="Σ removed·detail / Σ detail² does not change when more noise is removed. A correlation would: "
+        "the noise is in its denominator.",
         hint="Least squares of removed = slope · detail: multiply both sides by detail, and sum over the mask.",
         hints=(
             (
                 lambda f: abs(_probe(f, 0.3, 50.0) - _probe(f, 0.3, 500.0)) > 0.12,
                 "Your number falls when more noise is removed, as a correlation does. Divide by Σ detail² alone.",
             ),
-            (lambda f: abs(_probe(f, 0.3, 0.0) - 0.3) < 1e-6, "Right where the mask is everything. Sum over the mask only."),
+            (
+                lambda f: abs(_probe(f, 0.3, 0.0) - 0.3) < 1e-6,
+                "Right where the mask is everything. Sum over the mask only.",
+            ),
         ),
     ),
     Exercise(
@@ -86,12 +89,18 @@ EXERCISES = [
         accept=lambda answer: 33 <= float(answer) <= 40,
         right=35,
         wrong=2,
-        because="(1.96 · 0.3 / 0.1)² = 35 patients (37 with Student's t). More slices of the same patient make each patient's "
+        because="(1.96 · 0.3 / 0.1)² = 35 patients (37 with Student's t). More slices of a patient make that patient's "
         "own mean surer; how patients differ they do not tell.",
         hint="n counts patients: 1.96 · 0.3 / √n = 0.1.",
         hints=(
-            (lambda a: 1 <= float(a) <= 3, "That would be 35 slices. Slices of one patient are not independent: n counts patients."),
-            (lambda a: 8 <= float(a) <= 10, "That makes one standard error 0.1 dB; a 95 % interval is 1.96 of them to each side."),
+            (
+                lambda a: 1 <= float(a) <= 3,
+                "That would be 35 slices. Slices of one patient are not independent: n counts patients.",
+            ),
+            (
+                lambda a: 8 <= float(a) <= 10,
+                "That makes one standard error 0.1 dB; a 95 % interval is 1.96 of them to each side.",
+            ),
             (lambda a: 600 <= float(a) <= 800, "700 slices, that is. How many patients?"),
         ),
     ),
