@@ -75,7 +75,9 @@ def train(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "ldctlib.recipes", *args.rest]
     if "--profile" not in args.rest:
         command += ["--profile", "train"]
-    return subprocess.run(command, cwd=ROOT).returncode
+    # On a CPU that others use too, spinning threads and returned memory cost several times the step.
+    kind = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+    return subprocess.run(command, cwd=ROOT, env={**kind, **os.environ}).returncode
 
 
 def bench(args: argparse.Namespace) -> int:
