@@ -4,8 +4,8 @@
     python -m ldctlib.recipes nafnet --profile train --max-seconds 500     # again and again: it resumes
     torchrun --standalone --nproc_per_node 4 -m ldctlib.recipes nafnet --profile train
 
-A recipe has two stages, as warm-up-stable-decay schedules have: a long one at a constant rate, which can be prolonged
-at will, and a shorter one whose rate falls to zero. The shipped checkpoint is the average of the second's weights.
+A recipe has stages, as warm-up-stable-decay schedules have: a long one at a constant rate, which can be prolonged at
+will, then shorter ones whose rate falls to zero. Each starts from the averaged weights of the one before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -37,14 +38,21 @@ SMALL_BANKS: dict[str, Any] = dict(size=256, slices=16, photographs=16, noises=1
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a training with its own rate and its own stream of samples."""
+
+    name: str
+    train: TrainConfig
+    patches: PatchConfig
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a checkpoint."""
 
     model: str  # a key of checkpoints.MODELS
     config: dict[str, Any]  # the model's keyword arguments
-    patches: PatchConfig
-    stable: TrainConfig
-    decay: TrainConfig
+    stages: tuple[Stage, ...]
     range: Range = DENOISER_RANGE
     notes: dict[str, Any] = field(default_factory=dict)  # goes into trained_on
 
@@ -68,33 +76,40 @@ def denoising_loss(value_range: Range) -> Callable[[nn.Module, dict[str, Tensor]
 
 
 def _nafnet(profile: str) -> Recipe:
-    stable = {"train": 5_000, "paper": 200_000, "workshop": 60}[profile]
-    decay = {"train": 4_500, "paper": 100_000, "workshop": 60}[profile]
     small = profile == "workshop"
-    common: dict[str, Any] = dict(batch_size=8 if small else 16, lr=1e-3, betas=(0.9, 0.95), mixed_precision="bf16",
+    common: dict[str, Any] = dict(batch_size=8 if small else 16, betas=(0.9, 0.95), mixed_precision="bf16",
                                   clip_norm=0.5, log_every=20 if small else 100, checkpoint_every=500)
+    stable, decay, polish = {"workshop": (60, 60, 20), "train": (5_000, 4_500, 2_000),
+                             "paper": (200_000, 100_000, 20_000)}[profile]
+    banks = SMALL_BANKS if small else {}
     return Recipe(
         model="nafnet",
         config=dict(width=64, shuffle=2, encoder=[2, 2], middle=4, decoder=[2, 2], patch=64),
-        patches=PatchConfig(seed=11, patch=64, **(SMALL_BANKS if small else {})),
-        stable=TrainConfig(steps=stable, warmup_steps=min(200, stable // 4), schedule="constant", seed=1, **common),
-        decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
+        stages=(
+            Stage("stable", TrainConfig(steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4),
+                                        schedule="constant", seed=1, **common), PatchConfig(seed=11, **banks)),
+            Stage("decay", TrainConfig(steps=decay, lr=1e-3, seed=2, **common), PatchConfig(seed=1011, **banks)),
+            # low doses of sharp kernels once more: there a quarter of the pixels' variance is at stake
+            Stage("polish", TrainConfig(steps=polish, lr=4e-4, warmup_steps=min(100, polish // 4), seed=3, **common),
+                  PatchConfig(seed=2011, sd_low_hu=15.0, sd_high_hu=140.0, **banks)),
+        ),
     )
 
 
 def _redcnn(profile: str) -> Recipe:
-    stable = {"train": 800, "paper": 93_000, "workshop": 20}[profile]
-    decay = {"train": 900, "paper": 20_000, "workshop": 20}[profile]
     small = profile == "workshop"
     common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=3e-4, betas=(0.9, 0.99), mixed_precision="bf16",
                                   clip_norm=0.5, log_every=5 if small else 50, checkpoint_every=200)
+    stable, decay = {"workshop": (20, 20), "train": (400, 900), "paper": (93_000, 20_000)}[profile]
+    banks = SMALL_BANKS if small else dict(slices=128, photographs=64, noises=96)
     return Recipe(
         model="redcnn",
         config=dict(final_relu=False),
-        patches=PatchConfig(seed=12, patch=48,
-                            **(SMALL_BANKS if small else dict(slices=128, photographs=64, noises=96))),
-        stable=TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1, **common),
-        decay=TrainConfig(steps=decay, schedule="cosine", seed=2, **common),
+        stages=(
+            Stage("stable", TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1,
+                                        **common), PatchConfig(seed=12, patch=48, **banks)),
+            Stage("decay", TrainConfig(steps=decay, seed=2, **common), PatchConfig(seed=1012, patch=48, **banks)),
+        ),
     )
 
 
@@ -111,9 +126,9 @@ def recipe(name: str, profile: str = "train") -> Recipe:
 
 
 def new_model(r: Recipe) -> nn.Module:
-    """The recipe's network, initialised from the recipe's seed."""
+    """The recipe's network, initialised from the first stage's seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(r.stable.seed)
+        torch.manual_seed(r.stages[0].train.seed)
         model = checkpoints.model_class(r.model)(**r.config)
         # RED-CNN adds its input at the end: from "return the input" it learns faster than from noise added to it
         return model.start_as_identity() if hasattr(model, "start_as_identity") else model
@@ -124,40 +139,39 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
         device: str = "auto", workers: int = 0, progress: bool = True):
     """Train a checkpoint, stage after stage; yields the training logs, tagged with the stage's name.
 
-    States lie in ``out`` and are resumed; the result is ``out/NAME.safetensors``. ``init_from`` starts from an
-    earlier checkpoint, ``stage="decay"`` leaves the first stage out (then ``init_from`` must say what to start from).
+    States and each stage's result lie in ``out`` and are resumed; the last is ``out/NAME.safetensors``. ``init_from``
+    starts from an earlier checkpoint; ``stage`` does one stage alone, from ``init_from`` or the stage before it.
     ``data`` is a folder of scans in place of the phantoms, its training patients only: pairs teach the scanner's own
     full dose, full-dose scans alone get simulated noise.
     """
-    from time import perf_counter
-
     r = recipe(name, profile)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    start, model = perf_counter(), new_model(r)
-    between = out / f"{name}-stable.safetensors"
-    loss = denoising_loss(r.range)
+    names = [s.name for s in r.stages]
+    if stage is not None and stage not in names:
+        raise ParameterError(f"the stages of {name} are {', '.join(names)}; got {stage!r}")
     dataset, notes = _source(data)
     r = replace(r, notes={**r.notes, **notes})
-    if stage not in (None, "stable", "decay"):
-        raise ParameterError(f"stage is 'stable', 'decay' or None for both; got {stage!r}")
-    if stage == "decay" and init_from is None and not between.is_file():
-        raise ParameterError(f"the decay stage needs weights to start from: give init_from, or train {between} first")
-    for label, config, target in (("stable", r.stable, between), ("decay", r.decay, out / f"{name}.safetensors")):
-        if stage not in (None, label):
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    start, model, loss = perf_counter(), new_model(r), denoising_loss(r.range)
+    before: Path | None = None
+    for i, s in enumerate(r.stages):
+        target = out / (f"{name}-{s.name}.safetensors" if i + 1 < len(r.stages) else f"{name}.safetensors")
+        first = before if before is not None and before.is_file() else init_from
+        before = target
+        if stage not in (None, s.name):
             continue
-        config = replace(config, device=device, num_workers=workers)
-        # each stage draws its own stream of samples
-        patches = replace(r.patches, seed=r.patches.seed + (1000 if label == "decay" else 0))
+        if i > 0 and first is None:
+            raise ParameterError(f"stage {s.name!r} needs weights to start from: give init_from, or train "
+                                 f"{names[i - 1]!r} first")
         left = None if max_seconds is None else max_seconds - (perf_counter() - start)
         if left is not None and left <= 0:
             return
-        first = between if label == "decay" and between.is_file() else init_from
         log = None
-        for log in train(model, loss, dataset(patches), config, state_path=out / f"{name}-{label}.state",
-                         init_from=first, max_seconds=left, progress=progress):
-            yield label, log
-        save(target, log.ema_state_dict(), r, profile, label, log.step)
+        for log in train(model, loss, dataset(s.patches), replace(s.train, device=device, num_workers=workers),
+                         state_path=out / f"{name}-{s.name}.state", init_from=first, max_seconds=left,
+                         progress=progress):
+            yield s.name, log
+        save(target, log.ema_state_dict(), r, profile, i, log.step)
         if not log.finished:
             return
 
@@ -179,17 +193,17 @@ def _source(folder: str | Path | None) -> tuple[Callable[[PatchConfig], Dataset]
         target="full-dose scan as if noise-free, simulated noise added", keep=0.0)
 
 
-def save(path: str | Path, weights, r: Recipe, profile: str, stage: str, steps: int) -> Path:
-    """Write a recipe's weights with their provenance."""
-    decay_steps = steps if stage == "decay" else 0
-    stable_steps = r.stable.steps if stage == "decay" else steps
+def save(path: str | Path, weights, r: Recipe, profile: str, stage: int = -1, steps: int | None = None) -> Path:
+    """Write a recipe's weights with their provenance: ``steps`` of its ``stage``-th stage done, those before whole."""
+    stage %= len(r.stages)
+    done = [s.train.steps for s in r.stages[:stage]] + [r.stages[stage].train.steps if steps is None else steps]
     return checkpoints.save(
         path, weights, model=r.model, config=r.config, units=r.range,
         trained_on=dict(collection="phantom and scikit-image's photographs, simulated noise",
                         cases="random patients and photographs, drawn anew while training",
-                        target="noise-free truth", keep=0.25, seed=r.stable.seed,
-                        steps=stable_steps + decay_steps, profile=profile,
-                        code_revision=checkpoints.code_revision(), patches=asdict(r.patches)) | r.notes,
+                        target="noise-free truth", keep=0.25, seed=r.stages[0].train.seed, steps=sum(done),
+                        stages={s.name: n for s, n in zip(r.stages, done, strict=False)}, profile=profile,
+                        code_revision=checkpoints.code_revision(), patches=asdict(r.stages[stage].patches)) | r.notes,
         quality={})
 
 
@@ -200,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/train")
     parser.add_argument("--max-seconds", type=float)
     parser.add_argument("--init-from", help="a checkpoint to start from")
-    parser.add_argument("--stage", choices=("stable", "decay"))
+    parser.add_argument("--stage", help="one stage alone")
     parser.add_argument("--data", help="a folder of scans in place of the phantoms")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)

@@ -307,7 +307,7 @@ def test_measured_quality_goes_into_the_checkpoint(tmp_path, monkeypatch):
     from ldctlib.benchmark import record
 
     r = recipes.recipe("nafnet", "workshop")
-    path = recipes.save(tmp_path / "nafnet.safetensors", recipes.new_model(r), r, "workshop", "decay", 1)
+    path = recipes.save(tmp_path / "nafnet.safetensors", recipes.new_model(r), r, "workshop")
     monkeypatch.setenv("LDCT_CHECKPOINTS", str(tmp_path))
     generator = torch.Generator().manual_seed(0)
     clean = torch.full((1, 1, 64, 64), 40.0)

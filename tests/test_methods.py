@@ -83,7 +83,7 @@ def test_network_wrapper_blends_and_keeps_the_mean(noisy, tmp_path):
     r = recipe("nafnet", "workshop")
     model = new_model(r)
     torch.nn.init.normal_(model.ending.weight, std=0.02)
-    path = save(tmp_path / "net.safetensors", model, r, "workshop", "decay", 1)
+    path = save(tmp_path / "net.safetensors", model, r, "workshop")
     _, ldct = noisy
     outs = {keep: methods.network(device="cpu", name="net", path=path, keep=keep, mean_px=0.0)(
         ldct, noise=None, spacing_mm=None, generator=None) for keep in (0.0, 0.25)}
@@ -99,7 +99,7 @@ def test_recipes_are_complete(name):
     for profile in ("workshop", "train", "paper"):
         r = recipe(name, profile)
         assert checkpoints.model_class(r.model)(**r.config) is not None
-        assert r.stable.schedule == "constant" and r.decay.schedule == "cosine"
+        assert [s.train.schedule for s in r.stages[:2]] == ["constant", "cosine"]
     with pytest.raises(LdctError, match="profile"):
         recipe(name, "quick")
 
