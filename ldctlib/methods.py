@@ -150,9 +150,9 @@ def network(*, device, name: str, path=None, keep: float | None = None, mean_px:
             turns: int = 1) -> Denoiser:
     """A regression network trained towards the noise-free truth.
 
-    keep : share of the removed part that is given back. Networks are trained towards the truth; the full-dose image
-        keeps its own noise, and 1/4 gives a quarter-dose image's texture of a full-dose scan back (the best
-        estimate of the *full-dose image* where the added noise is nested). None takes the checkpoint's value.
+    keep : share of the removed part that is given back. Networks are trained towards the truth, which 0 gives. The
+        best estimate of a *full-dose image*, which has noise of its own, gives 1/R of the low-dose noise back, R the
+        ratio of the variances: about the dose fraction, 1/4 at a quarter dose. None takes the checkpoint's value.
     mean_px : standard deviation of the Gaussian whose local mean of the removed part is put back, so that no
         tissue's HU are shifted; 0 leaves it out.
     turns : 1, 2, 4 or 8 turned and mirrored passes averaged.

@@ -392,10 +392,19 @@ def test_impossible_runs_are_refused():
             run(net(), settings(device="cuda"))
 
 
-def test_progress_bar_shows(capsys, monkeypatch):
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    list(train(net(), noisy_loss, Pairs(), settings(steps=2)))
-    assert "2/2" in capsys.readouterr().err
+def test_progress_bar_shows():
+    """In a process of its own: tqdm reads TQDM_DISABLE once, when it is imported."""
+    code = ("from tests.test_training import Pairs, net, noisy_loss, settings\n"
+            "from ldctlib.training import train\n"
+            "list(train(net(), noisy_loss, Pairs(), settings(steps=2)))")
+    for disable, shown in (("", True), ("1", False)):
+        environment = {**os.environ, "TQDM_DISABLE": disable}
+        if not disable:
+            del environment["TQDM_DISABLE"]
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert ("2/2" in done.stderr) == shown
+
 
 
 # ---------------------------------------------------------------- pace
