@@ -12,7 +12,7 @@ from ldctlib.units import SOFT_TISSUE
 
 
 def main() -> None:
-    (case,) = phantom_cases([9_000_004], kernels=("D45f",))
+    (case,) = phantom_cases([9_000_004], kernels=("D45f",), crop=336)
     spacing = (3.0, case.pixel_mm, case.pixel_mm)
     images = {"quarter dose": case.ldct_hu}
     for name, title in (("gaussian", "Gaussian, 0.8 px"), ("bm3d", "BM3D with NPS"), ("nafnet", "NAFNet (keep = 0)")):
@@ -21,7 +21,7 @@ def main() -> None:
     images["noise-free truth"] = case.reference_hu
     captions = {title: f"{float(psnr(x, case.reference_hu, window=SOFT_TISSUE)):.1f} dB" for title, x in images.items()
                 if title != "noise-free truth"}
-    figure = rows(images, window=SOFT_TISSUE, roi=(200, 110, 130, 130), reference="noise-free truth", captions=captions)
+    figure = rows(images, window=SOFT_TISSUE, roi=(112, 22, 130, 130), reference="noise-free truth", captions=captions)
     (Path(__file__).parent / "result.png").write_bytes(png_bytes(figure))
 
 

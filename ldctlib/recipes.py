@@ -196,6 +196,9 @@ def _source(folder: str | Path | None) -> tuple[Callable[[PatchConfig], Dataset]
 def save(path: str | Path, weights, r: Recipe, profile: str, stage: int = -1, steps: int | None = None) -> Path:
     """Write a recipe's weights with their provenance: ``steps`` of its ``stage``-th stage done, those before whole."""
     stage %= len(r.stages)
+    seen = [s.patches for s in r.stages[:stage + 1]]  # all stages' noise, the last one's everything else
+    noise = dict(sd_low_hu=min(p.sd_low_hu for p in seen), sd_high_hu=max(p.sd_high_hu for p in seen))
+    patches = asdict(seen[-1]) | noise
     done = [s.train.steps for s in r.stages[:stage]] + [r.stages[stage].train.steps if steps is None else steps]
     return checkpoints.save(
         path, weights, model=r.model, config=r.config, units=r.range,
@@ -203,7 +206,7 @@ def save(path: str | Path, weights, r: Recipe, profile: str, stage: int = -1, st
                         cases="random patients and photographs, drawn anew while training",
                         target="noise-free truth", keep=0.25, seed=r.stages[0].train.seed, steps=sum(done),
                         stages={s.name: n for s, n in zip(r.stages, done, strict=False)}, profile=profile,
-                        code_revision=checkpoints.code_revision(), patches=asdict(r.stages[stage].patches)) | r.notes,
+                        code_revision=checkpoints.code_revision(), patches=patches) | r.notes,
         quality={})
 
 

@@ -398,10 +398,10 @@ def test_progress_bar_shows():
             "from ldctlib.training import train\n"
             "list(train(net(), noisy_loss, Pairs(), settings(steps=2)))")
     for disable, shown in (("", True), ("1", False)):
-        environment = {**os.environ, "TQDM_DISABLE": disable}
-        if not disable:
-            del environment["TQDM_DISABLE"]
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+        environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+        environment |= {"TQDM_DISABLE": disable} if disable else {}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
         assert done.returncode == 0, done.stderr
         assert ("2/2" in done.stderr) == shown
 
