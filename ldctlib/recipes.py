@@ -11,6 +11,7 @@ will, then shorter ones whose rate falls to zero. Each starts from the averaged 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -171,9 +172,17 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
                          state_path=out / f"{name}-{s.name}.state", init_from=first, max_seconds=left,
                          progress=progress):
             yield s.name, log
-        save(target, log.ema_state_dict(), r, profile, i, log.step)
+        if _first_process():
+            save(target, log.ema_state_dict(), r, profile, i, log.step)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # the next stage starts from this file
         if not log.finished:
             return
+
+
+def _first_process() -> bool:
+    """Whether this process writes: the only one, or torchrun's first."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _source(folder: str | Path | None) -> tuple[Callable[[PatchConfig], Dataset], dict[str, Any]]:
@@ -226,6 +235,8 @@ def main(argv: list[str] | None = None) -> None:
         for name in a.names or RECIPES:
             for stage, log in run(name, a.profile, out=a.out, max_seconds=a.max_seconds, init_from=a.init_from,
                                   stage=a.stage, data=a.data, device=a.device, workers=a.workers, progress=False):
+                if not _first_process():
+                    continue
                 print(f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} lr {log.lr:.2e} "
                       f"|g| {log.grad_norm:.3f} {log.seconds:.0f} s", flush=True)
     except LdctError as error:
