@@ -400,14 +400,14 @@ def record(result: BenchmarkResult) -> list[Path]:
     """Write what was measured into the header of every shipped checkpoint among the methods; returns their paths."""
     from ldctlib import checkpoints
 
-    written = []
+    written, scores = [], result.scores()
     for method in result.table.method.unique():
         try:
             path = checkpoints.shipped(method)
         except CheckpointError:
             continue  # a method without weights
         quality = dict(checkpoints.load(path).quality)
-        for s in result.scores():
+        for s in scores:
             if s.method == method and s.metric in ("psnr", "ssim", "ssim_uniform7") and math.isfinite(s.value):
                 where = f"{s.group}, dose {s.dose:g}, against {s.reference}, {s.window}, {s.n_slices} slices"
                 quality.setdefault(where, {})[s.metric] = round(s.value, 4)

@@ -27,6 +27,7 @@ from ldctlib.data.collections import open_collection
 from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, scan_slices
 from ldctlib.data.splits import split
 from ldctlib.errors import LdctError, ParameterError
+from ldctlib.profiles import PROFILES
 from ldctlib.training import TrainConfig, train
 from ldctlib.units import SOFT_TISSUE, Range
 
@@ -121,8 +122,8 @@ def recipe(name: str, profile: str = "train") -> Recipe:
     """The recipe of a checkpoint by name."""
     if name not in RECIPES:
         raise ParameterError(f"no recipe is named {name!r}; there are {', '.join(RECIPES)}")
-    if profile not in ("workshop", "train", "paper"):
-        raise ParameterError(f"profile is workshop, train or paper; got {profile!r}")
+    if profile not in PROFILES:
+        raise ParameterError(f"profile is one of {', '.join(PROFILES)}; got {profile!r}")
     return RECIPES[name](profile)
 
 
@@ -222,7 +223,7 @@ def save(path: str | Path, weights, r: Recipe, profile: str, stage: int = -1, st
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ldctlib.recipes", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(RECIPES)}; all where none is given")
-    parser.add_argument("--profile", default="train", choices=("workshop", "train", "paper"))
+    parser.add_argument("--profile", default="train", choices=tuple(PROFILES))
     parser.add_argument("--out", default="runs/train")
     parser.add_argument("--max-seconds", type=float)
     parser.add_argument("--init-from", help="a checkpoint to start from")

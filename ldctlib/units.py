@@ -98,12 +98,3 @@ LIVER = Window(90, 150)
 LUNG = Window(-600, 1500)
 BONE = Window(400, 1800)
 BRAIN = Window(40, 80)
-
-WINDOWS = {
-    "soft tissue": SOFT_TISSUE,
-    "abdomen": ABDOMEN,
-    "liver": LIVER,
-    "lung": LUNG,
-    "bone": BONE,
-    "brain": BRAIN,
-}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ldctlib.ct.geometry import FanGeometry, Geometry
-from ldctlib.ct.projector import Kernel, Projector, kernel, projector
+from ldctlib.ct.projector import Kernel, Projector, projector
 from ldctlib.errors import ParameterError
 from ldctlib.units import MU_WATER_PER_MM, hu_to_mu, mu_to_hu
 
@@ -139,13 +139,14 @@ def scan(image_hu, geometry: Geometry, scanner: Scanner, doses=(1.0,), *, kernel
     ``image_hu`` may be on a finer grid of the same field of view than ``geometry``'s image: projecting from a finer
     grid than the one reconstructed avoids the inverse crime.
     """
-    project, reconstruct = _pair(image_hu, geometry)
+    project, reconstruct = projectors(image_hu, geometry)
     p = project.A(hu_to_mu(image_hu))
     noisy = measure(p, scanner, geometry, doses, generator=generator)
     return [mu_to_hu(reconstruct.fbp(q, kernel_name)) for q in noisy]
 
 
-def _pair(image_hu, geometry) -> tuple[Projector, Projector]:
+def projectors(image_hu, geometry: Geometry) -> tuple[Projector, Projector]:
+    """The projector of the grid that an image is drawn on, and that of the geometry it is reconstructed on."""
     device = image_hu.device
     return projector(geometry.on_grid(image_hu.shape[-1]), device), projector(geometry, device)
 
@@ -172,7 +173,7 @@ def insert_image(full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, 
 
     The image itself never goes through FBP, so it keeps its sharpness and its own noise.
     """
-    project, reconstruct = _pair(full_hu, geometry)
+    project, reconstruct = projectors(full_hu, geometry)
     p = project.A(hu_to_mu(full_hu)).clamp(min=0)
     noise = insert_projection(p, geometry, scanner, dose, generator=generator) - p
     return full_hu + mu_to_hu(reconstruct.fbp(noise, kernel_name)) + 1000.0
@@ -185,7 +186,7 @@ def noise_map(image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0,
     FBP is linear and the rays are independent, so the variance is backprojected with the squared filter
     (Kak & Slaney, Eq. 5.58).
     """
-    project, reconstruct = _pair(image_hu, geometry)
+    project, reconstruct = projectors(image_hu, geometry)
     p = project.A(hu_to_mu(image_hu))
     quanta = dose * scanner.incident(geometry, p) * torch.exp(-p)
     variance = (quanta + scanner.electronic_sd**2) / quanta.clamp(min=0.5) ** 2
@@ -216,4 +217,4 @@ def calibrate(image_hu, geometry: Geometry, scanner: Scanner, target_sd_hu: floa
 
 
 __all__ = ["Scanner", "photon_counts", "thin", "line_integrals", "measure", "scan", "added_variance",
-           "insert_projection", "insert_image", "noise_map", "calibrate", "kernel", "LOG_POLICIES"]
+           "insert_projection", "insert_image", "noise_map", "calibrate", "projectors", "LOG_POLICIES"]

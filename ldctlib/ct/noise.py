@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.dose import Scanner, measure, noise_map
+from ldctlib.ct.dose import Scanner, measure, noise_map, projectors
 from ldctlib.ct.geometry import Geometry
 from ldctlib.ct.nps import cut_rois, gaussian_blur, nps, soft_tissue_rois
-from ldctlib.ct.projector import Kernel, projector
+from ldctlib.ct.projector import Kernel
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
 
@@ -52,8 +52,8 @@ class NoiseModel:
     def scaled(self, sd_hu: float) -> NoiseModel:
         """The same texture at another strength."""
         ratio = sd_hu / self.sd_hu
-        return NoiseModel(sd_hu, self.frequency_per_mm, self.radial_nps * ratio**2, self.pixel_mm,
-                          None if self.map_hu is None else self.map_hu * ratio, self.source)
+        map_hu = None if self.map_hu is None else self.map_hu * ratio
+        return replace(self, sd_hu=sd_hu, radial_nps=self.radial_nps * ratio**2, map_hu=map_hu)
 
 
 def _from_rois(rois: Tensor, pixel_mm: float, map_hu: Tensor | None, source: str) -> NoiseModel:
@@ -102,16 +102,14 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
     limit = float(2 * typical)
     local = gaussian_blur(high.abs().clamp(max=limit), 12.0)[:1]
     map_hu = local * (model.sd_hu / max(float(detail[quiet].abs().clamp(max=limit).mean()), 1e-6))
-    return NoiseModel(model.sd_hu, model.frequency_per_mm, model.radial_nps, pixel_mm, map_hu, "image")
+    return replace(model, map_hu=map_hu)
 
 
 def noise_from_simulation(image_hu: Tensor, geometry: Geometry, scanner: Scanner, dose: float, *,
                           kernel_name: str | Kernel = "B30f", generator: torch.Generator | None = None,
                           scans: int = 4, roi: int = 64) -> NoiseModel:
     """Noise of a simulated scan: spectrum from ``scans`` noise images, map from the propagated variance."""
-    device = image_hu.device
-    project = projector(geometry.on_grid(image_hu.shape[-1]), device)
-    reconstruct = projector(geometry, device)
+    project, reconstruct = projectors(image_hu, geometry)
     p = project.A(hu_to_mu(image_hu)).expand(scans, -1, -1, -1)
     noisy = measure(p, scanner, geometry, (dose,), generator=generator)[0]
     noise = reconstruct.fbp(noisy - p, kernel_name) * (1000 / MU_WATER_PER_MM)

@@ -178,10 +178,16 @@ class Projector:
             self._ramps[which] = (response * which(f)).float().to(self.device)
         return self._ramps[which]
 
-    def _filter(self, sinogram, which):
-        ramp, n_bins = self._ramp(which), sinogram.shape[-1]
-        n = 2 * (ramp.numel() - 1)
-        return torch.fft.irfft(torch.fft.rfft(sinogram, n=n) * ramp, n=n)[..., :n_bins]
+    @staticmethod
+    def _filter(sinogram, response):
+        """Convolve along the detector, zero-padded to the length of the ``response`` (of an rfft)."""
+        n = 2 * (response.numel() - 1)
+        return torch.fft.irfft(torch.fft.rfft(sinogram, n=n) * response, n=n)[..., :sinogram.shape[-1]]
+
+    def _smear(self, p):
+        """Sum over the views of a parallel sinogram (B, views, bins), each smeared back over the image."""
+        lines = torch.fft.rfft(p, n=self._length) * self._irfft_weight * self._shift.conj()
+        return self._gridder.adjoint(lines) * self._seen
 
     def fbp_variance(self, variance: torch.Tensor, kernel_name: str | Kernel = "ramp") -> torch.Tensor:
         """Variance of :meth:`fbp` at each pixel (1/mm^2) from the variances of independent rays.
@@ -191,26 +197,23 @@ class Projector:
         """
         self._expect(variance, self.sinogram_shape, "a sinogram")
         v, ramp = variance[:, 0], self._ramp(kernel(kernel_name))
-        n, n_bins = 2 * (ramp.numel() - 1), self._parallel.n_bins
+        n = 2 * (ramp.numel() - 1)
         if self._rebin:
             v = self._rebin.to_parallel(v) * self._rebin.variance_gain
             f = torch.arange(ramp.numel(), dtype=torch.float64) / (n * self._parallel.bin_mm)
             ramp = ramp * self._rebin.detector_response(f).to(ramp)
         squared = torch.fft.rfft(torch.fft.irfft(ramp, n=n).square())
-        v = torch.fft.irfft(torch.fft.rfft(v, n=n) * squared, n=n)[..., :n_bins]
-        lines = torch.fft.rfft(v, n=self._length) * self._irfft_weight * self._shift.conj()
-        return (self._gridder.adjoint(lines) * self._seen)[:, None] * (math.pi / self._parallel.n_views) ** 2
+        return self._smear(self._filter(v, squared))[:, None] * (math.pi / self._parallel.n_views) ** 2
 
     def _fbp(self, sinogram, which):
         p = sinogram[:, 0]
         if self._rebin:
             p = self._rebin.to_parallel(p)
-        lines = torch.fft.rfft(self._filter(p, which), n=self._length) * self._irfft_weight * self._shift.conj()
-        return (self._gridder.adjoint(lines) * self._seen * (math.pi / self._parallel.n_views))[:, None]
+        return (self._smear(self._filter(p, self._ramp(which))) * (math.pi / self._parallel.n_views))[:, None]
 
     def _fbp_adjoint(self, image, which):
         lines = self._gridder.lines(image[:, 0] * self._seen) * (self._shift * (math.pi / self._parallel.n_views))
-        p = self._filter(torch.fft.irfft(lines, n=self._length)[..., :self._parallel.n_bins], which)
+        p = self._filter(torch.fft.irfft(lines, n=self._length)[..., :self._parallel.n_bins], self._ramp(which))
         return (self._rebin.to_parallel_adjoint(p) if self._rebin else p)[:, None]
 
     def _expect(self, x, shape, what):
@@ -233,7 +236,8 @@ def projector(geometry: Geometry, device: torch.device | str = "cpu") -> Project
     """The projector of a geometry, built once and kept (the six last used, by the geometry's values)."""
     if not isinstance(geometry, ParallelGeometry | FanGeometry):
         raise GeometryError(f"a ParallelGeometry or FanGeometry is needed, got {type(geometry).__name__}")
-    return _cached(geometry, str(torch.device(device)))
+    # "cuda" and "cuda:0" are one device: a tensor knows its full name, which inputs are compared with
+    return _cached(geometry, str(torch.empty(0, device=device).device))
 
 
 def clear_cache() -> None:

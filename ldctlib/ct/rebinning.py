@@ -16,13 +16,18 @@ from ldctlib.ct.geometry import FanGeometry, ParallelGeometry
 from ldctlib.ct.gridding import sparse_csr
 
 
+def _keys(distance: np.ndarray) -> np.ndarray:
+    """The cubic convolution kernel (Keys 1981, a = -1/2) at distances of up to two samples."""
+    d = distance
+    return np.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2)
+
+
 def _cubic_taps(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and weights (..., 4) of cubic convolution (Keys 1981, a = -1/2) at fractional positions."""
+    """Indices and weights (..., 4) of cubic convolution at fractional positions."""
     base = np.floor(position)
     t = (position - base)[..., None]
     d = np.concatenate([1 + t, t, 1 - t, 2 - t], axis=-1)
-    weights = np.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2)
-    return base.astype(np.int64)[..., None] + np.arange(-1, 3), weights
+    return base.astype(np.int64)[..., None] + np.arange(-1, 3), _keys(d)
 
 
 class FanRebinner:
@@ -72,10 +77,8 @@ class FanRebinner:
     def detector_response(self, f_per_mm: torch.Tensor) -> torch.Tensor:
         """What cubic interpolation along the detector passes on at a frequency: the kernel's Fourier transform."""
         t = np.linspace(-2, 2, 801)
-        d = np.abs(t)
-        kernel = np.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2)
         phase = 2 * math.pi * np.asarray(f_per_mm)[:, None] * self._bin_mm * t[None]
-        return torch.from_numpy((kernel * np.cos(phase)).sum(1) * (t[1] - t[0]))
+        return torch.from_numpy((_keys(np.abs(t)) * np.cos(phase)).sum(1) * (t[1] - t[0]))
 
     def to_fan(self, p: torch.Tensor) -> torch.Tensor:
         turn = torch.cat([self._detector(m, 0, p) for m in self._s_to_gamma], dim=1)

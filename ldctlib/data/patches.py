@@ -124,6 +124,13 @@ class PatchConfig:
             raise ParameterError(f"patch must lie between 16 and 256 pixels, got {self.patch}")
 
 
+def _sample(ldct, clean, config: PatchConfig) -> dict[str, torch.Tensor]:
+    """What both datasets give; the stated noise has a floor, because a loss divides by it."""
+    sd = max(float((ldct - clean).std()), 0.5 * config.sd_low_hu)
+    return {"ldct_hu": torch.from_numpy(ldct[None]), "clean_hu": torch.from_numpy(clean[None]),
+            "sd_hu": torch.tensor(sd, dtype=torch.float32)}
+
+
 class NoisePatches(Dataset):
     """``dataset[n]`` -> {"ldct_hu", "clean_hu" (1, P, P) float32, "sd_hu" scalar}: sample n of an endless stream."""
 
@@ -165,8 +172,7 @@ class NoisePatches(Dataset):
         ldct = clean + sd * noise
         if rng.random() < 0.5:
             ldct = np.maximum(ldct, -1024.0)  # scanners store nothing below
-        return {"ldct_hu": torch.from_numpy(ldct[None]), "clean_hu": torch.from_numpy(clean[None]),
-                "sd_hu": torch.tensor(max(float((ldct - clean).std()), 0.5 * c.sd_low_hu), dtype=torch.float32)}
+        return _sample(ldct, clean, c)
 
     def _noise(self, rng):
         i = rng.integers(len(self._noises))
@@ -212,8 +218,7 @@ class PairedPatches(Dataset):
             self._bank = _draw_scans(self._collection, rng, c.slices, lambda case: case.load_pair())
         rng = np.random.default_rng([c.seed, 0x5A3C, n])
         full, low = _body_crops(self._bank[rng.integers(len(self._bank))], c.patch, rng)
-        return {"ldct_hu": torch.from_numpy(low[None]), "clean_hu": torch.from_numpy(full[None]),
-                "sd_hu": torch.tensor(max(float((low - full).std()), 0.5 * c.sd_low_hu), dtype=torch.float32)}
+        return _sample(low, full, c)
 
 
 def scan_slices(collection: Collection):

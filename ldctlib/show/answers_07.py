@@ -32,10 +32,6 @@ def _correlation(removed, detail, mask):
     return torch.corrcoef(torch.stack([removed[mask], detail[mask]]))[0, 1]
 
 
-def _without_mask(removed, detail, mask):
-    return (removed * detail).sum() / detail.square().sum()
-
-
 def _probe(answer: Any, share: float, noise_hu: float) -> float:
     """What a slope function says of ``share`` of the detail in noise of a strength, everywhere in the mask."""
     generator = torch.Generator().manual_seed(3)
