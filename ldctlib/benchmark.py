@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ldctlib import metrics as M
 from ldctlib.cases import BenchmarkCase, phantom_cases, real_pairs
-from ldctlib.errors import CheckpointError, LdctError, ParameterError, ShapeError
+from ldctlib.errors import LdctError, ParameterError, ShapeError
 from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -124,8 +124,11 @@ def _denoise(name: str, method, case: BenchmarkCase, device: torch.device, seed:
     _synchronise(device)
     start = time.perf_counter()
     with torch.no_grad():
+        seen = case.ldct_hu
+        if getattr(method, "sees_full_dose", False):  # a bound, not a denoiser
+            seen = case.reference_hu if case.full_dose_hu is None else case.full_dose_hu
         x = method(
-            case.ldct_hu.to(device),
+            seen.to(device),
             noise=case.noise,
             spacing_mm=(case.slice_mm, case.pixel_mm, case.pixel_mm),
             generator=generator,
@@ -399,18 +402,20 @@ def _cell(score, digits: int, intervals: bool) -> str:
 def record(result: BenchmarkResult) -> list[Path]:
     """Write what was measured into the header of every shipped checkpoint among the methods; returns their paths."""
     from ldctlib import checkpoints
+    from ldctlib import methods as registry
 
     written, scores = [], result.scores()
     for method in result.table.method.unique():
-        try:
-            path = checkpoints.shipped(method)
-        except CheckpointError:
-            continue  # a method without weights
+        known = registry.METHODS.get(method)
+        if known is None or not known.checkpoint:
+            continue  # without weights, or with other settings than its own
+        path = checkpoints.shipped(known.checkpoint)
         quality = dict(checkpoints.load(path).quality)
         for s in scores:
             if s.method == method and s.metric in ("psnr", "ssim", "ssim_uniform7") and math.isfinite(s.value):
                 where = f"{s.group}, dose {s.dose:g}, against {s.reference}, {s.window}, {s.n_slices} slices"
-                quality.setdefault(where, {})[s.metric] = round(s.value, 4)
+                key = s.metric if known.name == known.checkpoint else f"{known.title}: {s.metric}"
+                quality.setdefault(where, {})[key] = round(s.value, 4)
         checkpoints.update_quality(path, quality)
         written.append(path)
     return written
@@ -423,7 +428,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark", description=main.__doc__)
     parser.add_argument("--real", type=Path, help="folder with full/quarter-dose pairs; without it, phantoms")
     parser.add_argument("--patients", type=int, default=4, help="phantom patients")
-    parser.add_argument("--methods", default="ldct,gaussian", help="comma-separated names of ldctlib.methods")
+    parser.add_argument("--crop", type=int, help="the central square of the phantoms, for slow methods")
+    parser.add_argument("--methods", default="ldct,gaussian",
+                        help="comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"of {', '.join(METRICS)}")
     parser.add_argument("--json", type=Path, help="also write every number here")
     parser.add_argument("--record", action="store_true", help="write the means into the shipped checkpoints' headers")
@@ -434,12 +441,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
-        loaded = {name: registry.load(name) for name in names}
+        loaded = {name: registry.from_spec(name, device=options.device) for name in names}
         if options.real:
             cases = real_pairs(options.real)
         else:  # seeds far from any that training draws first
             seeds = range(9_000_001, 9_000_001 + options.patients)
-            cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"))
+            cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop)
         result = run(
             loaded,
             cases,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from ldctlib import checkpoints
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.models.autoencoder import INITIAL_LOGVAR, Autoencoder, Posterior
+from ldctlib.models.autoencoder import INITIAL_LOGVAR, Autoencoder, Posterior, low_cosines
 from ldctlib.models.blocks import Downsample, ResBlock, SelfAttention, Upsample
 
 TINY = dict(width=8, channel_mult=(1, 2), latent_channels=3, blocks=1, attention_at=(2,), norm_groups=4)
@@ -317,3 +318,80 @@ def test_learns_to_reconstruct_in_a_few_steps():
     with torch.no_grad():
         error = F.mse_loss(model(x)[0], x) / x.var()
     assert error < 0.06  # 0.015 and 0.020 with two seeds; predicting the mean gives 1, no training 1.1
+
+
+# ---------------------------------------------------------------- the linear shortcut
+
+
+def kept(size: int, count: int) -> np.ndarray:
+    """Which cosines of a block are the ``count`` lowest: by (1 + a)(1 + b), then by a, then by b."""
+    a, b = np.indices((size, size))
+    order = np.lexsort((b.ravel(), a.ravel(), ((1 + a) * (1 + b)).ravel()))
+    mask = np.zeros(size * size, bool)
+    mask[order[:count]] = True
+    return mask.reshape(size, size)
+
+
+@pytest.mark.parametrize(("stem", "latents"), [(1, 1), (1, 3), (2, 4), (2, 16)])
+def test_shortcut_starts_as_the_projection_on_the_lowest_cosines(stem, latents):
+    from scipy.fft import dctn, idctn
+
+    model = Autoencoder(**(TINY | dict(stem=stem, latent_channels=latents, shortcut=True)))
+    f = model.factor
+    x = image(2, 1, 3 * f, 5 * f).float()
+    blocks = x.numpy().reshape(2, 3, f, 5, f).transpose(0, 1, 3, 2, 4)
+    coefficients = dctn(blocks, axes=(-2, -1), norm="ortho") * kept(f, latents)
+    projected = idctn(coefficients, axes=(-2, -1), norm="ortho").transpose(0, 1, 3, 2, 4).reshape(x.shape)
+    with torch.no_grad():
+        y, posterior = model(x)
+    torch.testing.assert_close(y, torch.from_numpy(projected), rtol=0, atol=2e-6)
+    # each channel is one cosine's coefficient up to a gain, and its noise is an untrained posterior's
+    values = coefficients[..., kept(f, latents)].reshape(-1, latents)
+    means = posterior.mean.permute(0, 2, 3, 1).reshape(-1, latents).numpy()
+    correlation = np.abs(np.corrcoef(values.T, means.T)[:latents, latents:]) if latents > 1 else np.ones((1, 1))
+    assert np.allclose(correlation.max(0), 1, atol=1e-4) and sorted(correlation.argmax(0)) == list(range(latents))
+    assert torch.allclose(posterior.logvar, torch.tensor(INITIAL_LOGVAR))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 7), (1, 1), (5, 30)])
+def test_shortcut_gives_constant_images_back_at_any_size(size):
+    model = Autoencoder(**(TINY | dict(stem=2, latent_channels=4, shortcut=True)))
+    x = torch.full((1, 1, *size), 0.3)
+    with torch.no_grad():
+        y, posterior = model(x)
+    assert y.shape == x.shape
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-6)
+    assert posterior.mean.shape[-2:] == tuple(math.ceil(n / 4) for n in size)
+    assert model.decode(posterior.mean, size).shape == x.shape
+
+
+@pytest.mark.parametrize(("size", "count", "channels"), [(8, 16, 1), (4, 16, 1), (2, 5, 2), (1, 1, 1)])
+def test_cosines_are_orthonormal(size, count, channels):
+    basis, gain = low_cosines(size, count, channels)
+    assert basis.shape == (count, channels, size, size) and gain.shape == (count, 1, 1, 1) and bool((gain > 0).all())
+    flat = basis.flatten(1).double()
+    torch.testing.assert_close(flat @ flat.T, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_a_block_has_only_so_many_cosines():
+    with pytest.raises(ParameterError, match="4 x 4 has no 17 cosines"):
+        low_cosines(4, 17)
+    with pytest.raises(ParameterError, match="2 x 2 has no 5 cosines"):
+        Autoencoder(**(TINY | dict(latent_channels=5, shortcut=True)))
+
+
+def test_the_shortcut_adds_two_linear_maps_and_nothing_without_it():
+    plain, short = (Autoencoder(**(TINY | dict(shortcut=on))).state_dict() for on in (False, True))
+    assert {k.split(".")[0] for k in plain} == {"encoder", "decoder"}
+    assert short.keys() - plain.keys() == {"analysis.weight", "synthesis.weight"} and plain.keys() <= short.keys()
+    assert {k: v.shape for k, v in plain.items()} == {k: short[k].shape for k in plain}
+
+
+def test_the_shortcut_and_the_network_are_both_learnt():
+    """Each gets a gradient in the first step, though the network adds nothing yet."""
+    torch.manual_seed(0)
+    model = Autoencoder(**(TINY | dict(shortcut=True)))
+    x = image(2, 1, 16, 16).float()
+    F.mse_loss(model(x, generator=seeded())[0], x).backward()
+    for name in ("analysis.weight", "synthesis.weight", "encoder.out.2.weight", "decoder.out.2.weight"):
+        assert float(model.get_parameter(name).grad.abs().max()) > 0, name

@@ -16,7 +16,7 @@ from ldctlib import benchmark
 from ldctlib.benchmark import BenchmarkCase, BenchmarkResult, paired_bootstrap, real_pairs, run
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.metrics import psnr, ssim
-from ldctlib.units import ABDOMEN, SOFT_TISSUE
+from ldctlib.units import ABDOMEN, SOFT_TISSUE, Range
 
 
 def nothing(ldct, *, noise=None, spacing_mm=None, generator=None):
@@ -274,7 +274,7 @@ def test_folders_without_pairs_are_refused(tmp_path):
 
 def test_command_line(monkeypatch, capsys, tmp_path):
     registry = types.ModuleType("ldctlib.methods")
-    registry.load = METHODS.__getitem__
+    registry.from_spec = lambda spec, device: METHODS[spec]
     monkeypatch.setitem(sys.modules, "ldctlib.methods", registry)
     monkeypatch.setattr("ldctlib.methods", registry, raising=False)
     monkeypatch.setattr(benchmark, "real_pairs", lambda root: CASES[:2])
@@ -320,3 +320,26 @@ def test_measured_quality_goes_into_the_checkpoint(tmp_path, monkeypatch):
     assert "truth" in where and "2 slices" in where
     # an untrained network changes nothing: its PSNR is the low-dose image's, 20 log10(400 / 20) = 26 dB
     assert abs(values["psnr"] - 26.0) < 0.2
+
+
+def test_a_bound_is_given_the_full_dose(tmp_path):
+    """D(E(full dose)) is no denoiser: the benchmark hands it the full-dose image, or the truth where that is all."""
+    from ldctlib import checkpoints, methods
+
+    torch.manual_seed(0)
+    config = dict(width=8, channel_mult=[1, 2], latent_channels=3, attention_at=[2], norm_groups=4, shortcut=True)
+    path = checkpoints.save(tmp_path / "a.safetensors", checkpoints.model_class("autoencoder")(**config),
+                            model="autoencoder", config=config, units=Range(-1000.0, 1000.0), quality={},
+                            trained_on=dict.fromkeys(checkpoints.PROVENANCE, 0))
+    loaded = {name: methods.load(name, path=path) for name in ("round_trip", "round_trip_full")}
+    assert loaded["round_trip_full"].sees_full_dose and not loaded["round_trip"].sees_full_dose
+    case = phantom_case(0)
+    noisy = case.reference_hu + 10 * torch.randn(case.reference_hu.shape, generator=torch.Generator().manual_seed(1))
+    for full_dose, seen in ((None, case.reference_hu), (noisy, noisy)):
+        given = phantom_case(0, full_dose_hu=full_dose)
+        result = run({"ldct": nothing} | loaded, [given], window=SOFT_TISSUE, metrics=["psnr"], warmup=0)
+        found = result.table[result.table.reference == "truth"].set_index("method").psnr
+        for name, x in (("round_trip", given.ldct_hu), ("round_trip_full", seen)):
+            expected = psnr(loaded[name](x), given.reference_hu, window=SOFT_TISSUE)
+            assert found[name] == pytest.approx(expected.item(), abs=1e-9)
+    assert not hasattr(nothing, "sees_full_dose")  # plain functions stay denoisers

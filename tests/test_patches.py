@@ -57,6 +57,55 @@ def test_pairs_are_aligned_and_as_noisy_as_they_say(dataset):
     assert 14 < float(sd.median()) < 50
 
 
+def test_full_dose_images_have_noise_of_their_own(dataset):
+    """In the stated range, independent of the low dose's; everything else stays as it is without them."""
+    both = NoisePatches(replace(CONFIG, full_sd_hu=(5.0, 40.0)))
+    correlation, levels = [], []
+    for n in range(150):
+        sample, without = both[n], dataset[n]
+        assert "full_hu" not in without
+        for key, value in without.items():
+            assert torch.equal(sample[key], value)
+        full, low = (sample[key] - sample["clean_hu"] for key in ("full_hu", "ldct_hu"))
+        assert full.shape == (1, 48, 48) and full.dtype == torch.float32 and bool(full.any())
+        levels.append(float(full.std()))
+        correlation.append(float(torch.corrcoef(torch.stack([full.flatten(), low.flatten()]))[0, 1]))
+        assert sample["n"] == n
+    # unit noise at a body's centre has 0.4 to 1.6 at a patch: a bank's share of the strength
+    assert 5.0 * 0.3 < min(levels) and max(levels) < 40.0 * 2 and 8 < np.median(levels) < 25  # geometric mean: 14
+    # patches of correlated noise scatter; the same crop of the same image would have 1
+    assert abs(np.mean(correlation)) < 0.1 and np.quantile(np.abs(correlation), 0.9) < 0.5
+
+
+def test_full_dose_scans_have_their_noise_already(tmp_path):
+    from ldctlib.data.collections import open_collection
+
+    write_pairs(tmp_path)
+    options = dict(seed=2, patch=32, size=96, slices=4, photographs=2, noises=2, full_sd_hu=(5.0, 40.0))
+    collection = open_collection(tmp_path)
+    paired = PairedPatches(collection, PatchConfig(**options))[3]
+    assert torch.equal(paired["full_hu"], paired["clean_hu"])
+    scans = NoisePatches(PatchConfig(**options, photograph_share=0.0), draw_slices=scan_slices(collection))[3]
+    assert torch.equal(scans["full_hu"], scans["clean_hu"]) and not torch.equal(scans["ldct_hu"], scans["clean_hu"])
+
+
+def test_a_patch_may_be_the_whole_slice(tmp_path):
+    """The paper trains on whole slices: the border that blurring needs is made up at their edge."""
+    from ldctlib.data.collections import open_collection
+
+    write_pairs(tmp_path, pixels=64)
+    collection = open_collection(tmp_path)
+    config = PatchConfig(seed=2, patch=64, size=96, slices=4, photographs=2, noises=2, photograph_share=0.0)
+    for dataset in (PairedPatches(collection, config),
+                    NoisePatches(config, draw_slices=scan_slices(collection))):
+        sample = dataset[1]
+        assert sample["clean_hu"].shape == sample["ldct_hu"].shape == (1, 64, 64) and int(sample["n"]) == 1
+    scan = collection.cases[0].load_full().values
+    whole = PairedPatches(open_collection(tmp_path), config)[1]["clean_hu"]
+    assert any(torch.equal(torch.sort(whole.flatten())[0], torch.sort(case.load_full().values[i].flatten())[0])
+               for case in collection for i in range(len(scan)))
+
+
 def test_noise_bank_covers_sharp_and_soft_scanners():
     """Among a few draws some rise up to the pixel's Nyquist frequency and some fall to nothing before it."""
     images, blur = scanner_noise(np.random.default_rng(0), 14, size=192, bodies=np.full((2, 64, 64), 0.0))
@@ -136,3 +185,6 @@ def test_bad_configurations_are_named():
         PatchConfig(patch=4)
     with pytest.raises(ParameterError, match="noise range"):
         PatchConfig(sd_low_hu=50, sd_high_hu=10)
+    for wrong in ((40.0, 5.0), (0.0, 5.0)):
+        with pytest.raises(ParameterError, match="full_sd_hu"):
+            PatchConfig(full_sd_hu=wrong)

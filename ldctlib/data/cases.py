@@ -39,6 +39,26 @@ def _load_files(files: tuple[Path, ...]) -> Scan:
     return read_series(files, allow_gaps=True)
 
 
+def _depth(file: Path) -> int | None:
+    """Slices of one file by its header; None where that does not say, so that reading it has to."""
+    name = file.name.lower()
+    try:
+        if name.endswith(".npy"):
+            shape = np.load(file, mmap_mode="r", allow_pickle=False).shape
+            return shape[0] if len(shape) == 3 else 1
+        if is_volume_file(file):
+            import nibabel
+
+            image = nibabel.load(file)
+            along = nibabel.orientations.io_orientation(image.affine)[:, 0]
+            return int((image.shape + (1,))[list(along).index(2)])  # the axis that runs from feet to head
+        from pydicom import dcmread
+
+        return int(dcmread(file, stop_before_pixels=True, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1)
+    except Exception:  # damaged, or a package is missing: reading names it
+        return None
+
+
 def is_volume_file(file: Path) -> bool:
     return file.name.lower().endswith((".nii", ".nii.gz", ".npy"))
 
@@ -65,6 +85,17 @@ class Case:
         if source.files and not is_volume_file(source.files[0]):
             return read_series(source.files[0]).spacing_mm
         return source.load().spacing_mm
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of the full-dose scan, or of the low-dose one where that is all there is, from headers alone.
+
+        A DICOM series has one slice a file; its copies of a slice, which reading drops, are counted.
+        """
+        source = self.full or self.low
+        if len(source.files) > 1:
+            return len(source.files)
+        return (_depth(source.files[0]) if source.files else None) or len(source.load().values)
 
     def load_full(self) -> Scan:
         """The full-dose scan; ScanError if the case has none."""

@@ -116,23 +116,33 @@ class PatchConfig:
     sd_high_hu: float = 130.0
     blur: tuple[float, float] = (0.4, 1.1)  # of the kernel's own edge blur; below 1, phantoms keep finer detail
     mix: float = 0.25  # share of samples whose noise adds two of the bank's, for spectra in between
+    full_sd_hu: tuple[float, float] | None = None  # where given, samples hold a full-dose image with this noise too
 
     def __post_init__(self):
         if not 0 < self.sd_low_hu < self.sd_high_hu:
             raise ParameterError(f"the noise range must rise, got {self.sd_low_hu} to {self.sd_high_hu} HU")
-        if self.patch < 16 or self.patch > 256:
-            raise ParameterError(f"patch must lie between 16 and 256 pixels, got {self.patch}")
+        if self.patch < 16 or self.patch > 512:
+            raise ParameterError(f"patch must lie between 16 and 512 pixels, got {self.patch}")
+        if self.full_sd_hu is not None and not 0 < self.full_sd_hu[0] < self.full_sd_hu[1]:
+            raise ParameterError(f"full_sd_hu is a rising pair of HU above 0, got {self.full_sd_hu}")
 
 
-def _sample(ldct, clean, config: PatchConfig) -> dict[str, torch.Tensor]:
+def _sample(n: int, ldct, clean, full, config: PatchConfig) -> dict[str, torch.Tensor]:
     """What both datasets give; the stated noise has a floor, because a loss divides by it."""
     sd = max(float((ldct - clean).std()), 0.5 * config.sd_low_hu)
-    return {"ldct_hu": torch.from_numpy(ldct[None]), "clean_hu": torch.from_numpy(clean[None]),
-            "sd_hu": torch.tensor(sd, dtype=torch.float32)}
+    sample = {"ldct_hu": torch.from_numpy(ldct[None]), "clean_hu": torch.from_numpy(clean[None]),
+              "sd_hu": torch.tensor(sd, dtype=torch.float32), "n": torch.tensor(n)}
+    if config.full_sd_hu is not None:
+        sample["full_hu"] = torch.from_numpy(full[None])
+    return sample
 
 
 class NoisePatches(Dataset):
-    """``dataset[n]`` -> {"ldct_hu", "clean_hu" (1, P, P) float32, "sd_hu" scalar}: sample n of an endless stream."""
+    """``dataset[n]`` -> {"ldct_hu", "clean_hu" (1, P, P) float32, "sd_hu", "n" scalars}: an endless stream.
+
+    With ``config.full_sd_hu`` also "full_hu", the same object as a full-dose scan shows it, with noise of its own that
+    is independent of the low dose's; slices that are scans are that already.
+    """
 
     def __init__(self, config: PatchConfig = PatchConfig(), *, draw_slices=phantom_slices):
         """``draw_slices(rng, count, size=...)`` gives the slices of a bank: phantoms, or :func:`scan_slices`."""
@@ -148,7 +158,7 @@ class NoisePatches(Dataset):
             rng = np.random.default_rng([self.config.seed, 0xBA27, generation])
             self._slices = [image.astype(np.float16)
                             for image in self._draw_slices(rng, self.config.slices, size=self.config.size)]
-            self._photographs = [random_hu(rng, min_size=max(128, self.config.patch)).astype(np.float16)
+            self._photographs = [random_hu(rng, min_size=max(128, self.config.patch + 2 * BORDER)).astype(np.float16)
                                  for _ in range(self.config.photographs)]
             bodies = [image.astype(np.float32) for image in self._slices[:: max(1, self.config.slices // 32)]]
             noises, self._blur = scanner_noise(rng, self.config.noises, size=self.config.size, bodies=bodies)
@@ -160,19 +170,24 @@ class NoisePatches(Dataset):
         c = self.config
         rng = np.random.default_rng([c.seed, 0x5A3B, n])
         if rng.random() < c.photograph_share:
-            clean = self._crop(self._photographs[rng.integers(len(self._photographs))], rng, border=BORDER)
+            clean, sharp = self._crop(self._photographs[rng.integers(len(self._photographs))], rng, border=BORDER), True
         else:
             clean = self._body_crop(self._slices[rng.integers(len(self._slices))], rng)
+            sharp = self._draw_slices is phantom_slices  # a scan has its scanner's edges already
         noise, blur = self._noise(rng)
         if rng.random() < c.mix:
             weight = rng.uniform(0, 1)
             noise = math.sqrt(weight) * noise + math.sqrt(1 - weight) * self._noise(rng)[0]
-        clean = self._blurred(clean, blur * rng.uniform(*c.blur))
+        sigma_px = blur * rng.uniform(*c.blur)
+        clean = self._blurred(clean, sigma_px if sharp else 0.0)
         sd = float(np.exp(rng.uniform(np.log(c.sd_low_hu), np.log(c.sd_high_hu))))
         ldct = clean + sd * noise
         if rng.random() < 0.5:
             ldct = np.maximum(ldct, -1024.0)  # scanners store nothing below
-        return _sample(ldct, clean, c)
+        full = clean
+        if c.full_sd_hu is not None and self._draw_slices is phantom_slices:
+            full = clean + float(np.exp(rng.uniform(*np.log(c.full_sd_hu)))) * self._noise(rng)[0]
+        return _sample(n, ldct, clean, full, c)
 
     def _noise(self, rng):
         i = rng.integers(len(self._noises))
@@ -188,6 +203,8 @@ class NoisePatches(Dataset):
         return np.ascontiguousarray(image[BORDER:-BORDER, BORDER:-BORDER])
 
     def _body_crop(self, image, rng):
+        if min(image.shape) < self.config.patch + 2 * BORDER:  # whole slices
+            image = np.pad(image, BORDER, mode="edge")
         return _body_crops([image], self.config.patch + 2 * BORDER, rng)[0]
 
     def _crop(self, image, rng, margin: float = 0.0, border: int = 0):
@@ -218,7 +235,7 @@ class PairedPatches(Dataset):
             self._bank = _draw_scans(self._collection, rng, c.slices, lambda case: case.load_pair())
         rng = np.random.default_rng([c.seed, 0x5A3C, n])
         full, low = _body_crops(self._bank[rng.integers(len(self._bank))], c.patch, rng)
-        return _sample(low, full, c)
+        return _sample(n, low, full, full, c)
 
 
 def scan_slices(collection: Collection):

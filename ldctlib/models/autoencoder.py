@@ -133,6 +133,9 @@ class Autoencoder(nn.Module):
     num_head_channels : channels of an attention head; None for a single head.
     stem : side of a space-to-depth block at the input and depth-to-space at the output. 1 is the paper's; 2
         takes the full resolution out of the network, which is most of its cost.
+    shortcut : a linear path past the network, as in residual autoencoding (Chen et al. 2025, DC-AE, section 3.2):
+        the lowest cosines of every f x f block, learnable, so that training starts from a block transform
+        instead of from nothing. The network adds what is not linear. False is the paper's.
     latent_scale : factor from raw to scaled latents, kept in the checkpoint's config: see
         :meth:`fit_latent_scale`.
     norm_groups : groups of every GroupNorm.
@@ -154,6 +157,7 @@ class Autoencoder(nn.Module):
         *,
         num_head_channels: int | None = None,
         stem: int = 1,
+        shortcut: bool = False,
         latent_scale: float = 1.0,
         norm_groups: int = 32,
     ):
@@ -173,12 +177,26 @@ class Autoencoder(nn.Module):
         head = self.encoder.out[-1]  # its second half is the log variance
         nn.init.zeros_(head.weight[latent_channels:])
         nn.init.constant_(head.bias[latent_channels:], INITIAL_LOGVAR)
+        self.analysis = self.synthesis = None
+        if shortcut:
+            f = self.factor
+            self.analysis = nn.Conv2d(in_channels, latent_channels, f, stride=f, bias=False)
+            self.synthesis = nn.ConvTranspose2d(latent_channels, in_channels, f, stride=f, bias=False)
+            basis, gain = low_cosines(f, latent_channels, in_channels)
+            with torch.no_grad():
+                self.analysis.weight.copy_(basis * gain)
+                self.synthesis.weight.copy_(basis / gain)
+                for conv, part in ((head, slice(latent_channels)), (self.decoder.out[-1], slice(None))):
+                    conv.weight[part] = 0
+                    conv.bias[part] = 0
 
     def encode(self, x: Tensor) -> Posterior:
         """(B, 1, H, W) in model range -> posterior over raw latents, each (B, c, ceil(H / f), ceil(W /
         f)).
         """
         mean, logvar = self.encoder(self._stem(x)).to(x.dtype).chunk(2, dim=1)
+        if self.analysis is not None:
+            mean = mean + self.analysis(self._padded(x)).to(x.dtype)
         return Posterior(
             mean, logvar.clamp(-30.0, 20.0)
         )  # exp stays finite; far outside what training reaches
@@ -193,8 +211,11 @@ class Autoencoder(nn.Module):
             raise ShapeError(
                 f"a latent of {tuple(z.shape[-2:])} decodes to {(h, w)}, which lacks part of {size}"
             )
-        y = self.decoder(z.to(self.decoder.conv_in.weight.dtype)).to(z.dtype)
-        return F.pixel_shuffle(y, self.stem)[..., :rows, :columns]
+        raw = z.to(self.decoder.conv_in.weight.dtype)
+        y = F.pixel_shuffle(self.decoder(raw).to(z.dtype), self.stem)
+        if self.synthesis is not None:
+            y = y + self.synthesis(raw).to(z.dtype)
+        return y[..., :rows, :columns]
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Posterior]:
         posterior = self.encode(x)
@@ -229,8 +250,32 @@ class Autoencoder(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape:
             raise ShapeError(f"this autoencoder takes (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        padded = pad_to_multiple(x.to(self.encoder.conv_in.weight.dtype), self.factor)
-        return F.pixel_unshuffle(padded, self.stem)
+        return F.pixel_unshuffle(self._padded(x), self.stem)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return pad_to_multiple(x.to(self.encoder.conv_in.weight.dtype), self.factor)
+
+
+def low_cosines(size: int, count: int, channels: int = 1) -> tuple[Tensor, Tensor]:
+    """The ``count`` lowest cosines of a block (orthonormal DCT-II) and a gain that evens their strengths.
+
+    (count, channels, size, size) and (count, 1, 1, 1). Images have amplitudes that fall about as 1 / frequency; half
+    of that, in logarithms, is evened out: a latent of one scale should neither drown in its means nor in its
+    finest details.
+    """
+    if count > channels * size**2:
+        raise ParameterError(f"a block of {size} x {size} has no {count} cosines for {channels} channels")
+    k = torch.arange(size, dtype=torch.float64)
+    dct = torch.cos(torch.pi * (k + 0.5) * k[:, None] / size) * (2 / size) ** 0.5
+    dct[0] /= 2**0.5
+    order = sorted(((a, b) for a in range(size) for b in range(size)), key=lambda ab: ((1 + ab[0]) * (1 + ab[1]), ab))
+    basis = torch.zeros(count, channels, size, size)
+    gain = torch.zeros(count, 1, 1, 1)
+    for i in range(count):
+        a, b = order[i // channels]
+        basis[i, i % channels] = torch.outer(dct[a], dct[b])
+        gain[i] = (((1 + a) * (1 + b)) ** 0.5) * (1.0 if (a, b) != (0, 0) else 0.5)
+    return basis, gain
 
 
 def _level(

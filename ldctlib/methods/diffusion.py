@@ -1,0 +1,184 @@
+"""Conditional diffusion as a denoiser: MAN in the latent space of its autoencoder, a DDPM on pixels.
+
+Both are a :class:`Conditional`: a condition and a starting point from the low-dose image, a noise predictor bound to
+it, any sampler of :mod:`ldctlib.diffusion.samplers`, and a way back to HU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldctlib import checkpoints
+from ldctlib.diffusion import samplers, schedule
+from ldctlib.diffusion.objective import noise_like, noise_predictor, q_sample
+from ldctlib.errors import CheckpointError, ParameterError
+from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
+from ldctlib.models.blocks import pad_to_multiple
+
+SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm, "dpm_solver_pp_2m": samplers.dpm_solver_pp_2m}
+
+CONDITIONS = ("simulated", "paired", "start")
+
+
+class Conditional:
+    """A diffusion model of clean images (or their codes) given a low-dose image.
+
+    The grid is the model's own: pixels here, latents in :class:`Latent`. Everything is on ``device``.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device):
+        self.checkpoint = checkpoints.load(path, map_location=device)
+        described = self.checkpoint.schedule
+        if described is None:
+            raise CheckpointError(f"{self.checkpoint.path}: records no noise schedule: it is no diffusion model")
+        self.device = device
+        self.unet = checkpoints.build(self.checkpoint, map_location=device).to(memory_format=torch.channels_last)
+        self.schedule = schedule.named(described["name"], described["T"])
+        self.prediction = described["prediction"]
+
+    def encode(self, ldct_hu: Tensor) -> Tensor:
+        """(B, 1, H, W) in HU -> condition on the model's grid, padded to what the U-Net takes."""
+        x = ldct_hu.to(self.device)
+        return pad_to_multiple(self.checkpoint.range.to_model(x), self.unet.factor)
+
+    def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
+        """The model's grid -> (B, 1, *size) in HU."""
+        return self.checkpoint.range.from_model(x0)[..., :size[0], :size[1]]
+
+    def predictor(self, condition: Tensor):
+        """eps(x_t, t) with the condition bound; a condition of zeros asks for the unconditional prior."""
+        given = {}
+        if self.unet.concat_channels:
+            given["concat"] = condition
+        if self.unet.context_channels:
+            given["context"] = condition
+        return noise_predictor(lambda x_t, t: self.unet(x_t, t, **given), self.schedule, self.prediction)
+
+    def steps(self, ldct_hu: Tensor, *, sampler: str = "ddim", steps: int = 30, start: int | None = None,
+              spacing: str = "trailing", condition: str = "simulated", generator: torch.Generator | None = None,
+              **options) -> Iterator[samplers.Step]:
+        """The sampler's steps on the model's grid, for looking at; ``options`` go to the sampler.
+
+        start : the noisiest time. Below T the chain starts from the noised code of the low-dose image; None starts
+            from pure noise at T.
+        condition : see :func:`man`.
+        """
+        c = self.encode(ldct_hu)
+        times = self.schedule.times(steps, spacing, start=start)
+        noise = noise_like(c, generator)
+        x_t = noise if start in (None, self.schedule.T) else q_sample(self.schedule, c, times[0], noise)
+        eps = self.predictor(torch.zeros_like(c) if condition == "start" else c)
+        if sampler == "ddpm" or options.get("eta"):
+            options["generator"] = generator
+        yield from SAMPLERS[sampler](eps, x_t, self.schedule, times, **options)
+
+
+class Latent(Conditional):
+    """The same in the scaled latents of an autoencoder, which the checkpoint names by its hash."""
+
+    def __init__(self, path: str | Path, device: torch.device, autoencoder: str | Path | None = None):
+        super().__init__(path, device)
+        uses = self.checkpoint.trained_on.get("uses", {})
+        if not uses:
+            raise CheckpointError(f"{self.checkpoint.path}: names no autoencoder: it is no latent diffusion model")
+        (name, sha256), = uses.items()
+        beside = self.checkpoint.path.with_name(f"{name}.safetensors")
+        found = Path(autoencoder) if autoencoder else beside if beside.is_file() else checkpoints.shipped(name)
+        own = checkpoints.load(found, map_location=device)
+        if own.sha256 != sha256:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: was trained on another autoencoder than {own.path}: its latents mean "
+                f"something else. Give the one with the hash {sha256[:12]}… or train it again on this one")
+        self.range = own.range
+        self.autoencoder = checkpoints.build(own, map_location=device).to(memory_format=torch.channels_last)
+
+    def encode(self, ldct_hu: Tensor) -> Tensor:
+        x = pad_to_multiple(self.range.to_model(ldct_hu.to(self.device)), self.autoencoder.factor * self.unet.factor)
+        return self.autoencoder.scale(self.autoencoder.encode(x).mean)
+
+    def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.range.from_model(self.autoencoder.decode(self.autoencoder.unscale(x0), size))
+
+
+def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None, spacing: str, condition: str,
+              keep: float | None, mean_px: float, samples: int, batch: int, options: dict) -> Denoiser:
+    if sampler not in SAMPLERS:
+        raise ParameterError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
+    if samples < 1 or batch < 1:
+        raise ParameterError(f"samples and batch are at least 1, got {samples} and {batch}")
+    # both raise now, not at the first image
+    signature(SAMPLERS[sampler]).bind(None, None, None, (), **options)
+    model.schedule.times(steps, spacing, start=start)
+    share = keep_share(keep, model.checkpoint)
+
+    def denoise(ldct, *, noise, spacing_mm, generator):
+        # a denoiser is deterministic given its generator, and given none it is deterministic too
+        generator = generator or torch.Generator().manual_seed(0)
+        out = []
+        for x in ldct.split(batch):
+            drawn = [samplers.final(model.steps(
+                x, sampler=sampler, steps=steps, start=start, spacing=spacing, condition=condition,
+                generator=generator, **options)) for _ in range(samples)]
+            clean = torch.stack([model.decode(x0, tuple(x.shape[-2:])) for x0 in drawn]).mean(0)
+            out.append(give_back(x, clean.to(x.device), share, mean_px))
+        return torch.cat(out)
+
+    return denoise
+
+
+def man(*, device, name: str = "man", path=None, autoencoder=None, sampler: str = "ddim", steps: int = 30,
+        start: int | None = None, spacing: str = "trailing", condition: str | None = None, keep: float | None = None,
+        mean_px: float = 12.0, samples: int = 1, batch: int = 4, **options) -> Denoiser:
+    """MAN: encode, sample the latent of the clean image given that of the low-dose image, decode.
+
+    sampler, steps, spacing : the paper's quick sampler is DDIM (Eq. 6) in 30 steps, here from pure noise at T.
+    start : begin at this time from the noised code of the low-dose image instead.
+    condition : "simulated" or "paired", the code of the low-dose image, for a network trained on simulated or real
+        pairs of codes; "start", no condition: the prior alone, from a noised code, as PET-diffusion starts (its
+        ``start`` is 300 unless given). None takes what the checkpoint was trained for.
+    keep, mean_px : see :func:`~ldctlib.methods.denoiser.give_back`.
+    samples : images drawn and averaged; one is the paper's.
+    batch : slices at a time.
+    options : go to the sampler, such as ``eta``.
+    """
+    model = Latent(path or checkpoints.shipped(name), device, autoencoder)
+    trained_for = str(model.checkpoint.trained_on.get("condition", "simulated")).split(":")[0]
+    condition = condition or trained_for
+    if condition not in CONDITIONS:
+        raise ParameterError(f"condition is one of {', '.join(CONDITIONS)}; got {condition!r}")
+    if condition != "start" and condition != trained_for:
+        raise ParameterError(f"{model.checkpoint.path} was trained for condition={trained_for!r}: for {condition!r} "
+                             "train one on your pairs (python -m ldctlib.recipes man --data FOLDER) and give its path")
+    if condition == "start":
+        start = 300 if start is None else start
+        if start == model.schedule.T:
+            raise ParameterError(f"condition='start' at T = {start} has nothing of the image left: start below T")
+    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing, condition=condition,
+                     keep=keep, mean_px=mean_px, samples=samples, batch=batch, options=options)
+
+
+def ddpm(*, device, name: str = "ddpm", path=None, sampler: str = "ddim", steps: int = 30, start: int | None = None,
+         spacing: str = "trailing", keep: float | None = None, mean_px: float = 12.0, samples: int = 1,
+         batch: int = 1, **options) -> Denoiser:
+    """A conditional DDPM on pixels; ``sampler="ddpm", steps=1000`` is the original. Options as of :func:`man`."""
+    model = Conditional(path or checkpoints.shipped(name), device)
+    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing, condition="simulated",
+                     keep=keep, mean_px=mean_px, samples=samples, batch=batch, options=options)
+
+
+def round_trip(*, device, name: str = "autoencoder_perceptual", path=None, batch: int = 4) -> Denoiser:
+    """D(E(x)), the posterior's mean decoded: what MAN's autoencoder alone does to an image."""
+    checkpoint = checkpoints.load(path or checkpoints.shipped(name), map_location=device)
+    model = checkpoints.build(checkpoint, map_location=device).to(memory_format=torch.channels_last)
+    span = checkpoint.range
+
+    def denoise(ldct, *, noise, spacing_mm, generator):
+        return torch.cat([span.from_model(model(span.to_model(x))[0]).to(x.device)
+                          for x in ldct.split(batch)])
+
+    return denoise

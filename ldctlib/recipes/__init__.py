@@ -1,0 +1,13 @@
+"""How each shipped checkpoint is trained: one recipe each, the same call alone, in a notebook, under ``torchrun``.
+
+    python -m ldctlib.recipes nafnet --profile train
+    python -m ldctlib.recipes nafnet --profile train --max-seconds 500     # again and again: it resumes
+    torchrun --standalone --nproc_per_node 4 -m ldctlib.recipes man --profile paper --data FOLDER
+
+A recipe has stages; each starts from the averaged weights of the one before.
+"""
+
+from ldctlib.recipes.recipe import HU_RANGE, SMALL_BANKS, Recipe, Stage
+from ldctlib.recipes.running import RECIPES, new_model, recipe, run, save
+
+__all__ = ["HU_RANGE", "RECIPES", "SMALL_BANKS", "Recipe", "Stage", "new_model", "recipe", "run", "save"]

@@ -1,0 +1,263 @@
+"""MAN and what it is compared with: two autoencoders, a latent U-Net for each, and a pixel-space DDPM.
+
+Full-dose scans alone are needed (``--data`` a folder of them, or the phantoms): the condition is the code of the same
+image with simulated noise. With real pairs in the folder it is the code of the low-dose scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldctlib import checkpoints
+from ldctlib.checkpoints import Checkpoint
+from ldctlib.data.patches import PatchConfig
+from ldctlib.diffusion import objective, schedule
+from ldctlib.errors import CheckpointError
+from ldctlib.losses import AutoencoderLoss, EncoderFeatures, Ramp, vgg16_features
+from ldctlib.recipes.recipe import SMALL_BANKS, LossFunction, Recipe, Stage
+from ldctlib.training import TrainConfig
+from ldctlib.units import Range
+
+FULL_DOSE_SD_HU = (1.0, 12.0)
+"""Noise of the full-dose images that the shipped autoencoders see. They are asked for the noise-free image, because a
+latent of few numbers is better spent on anatomy. On scans, where nobody knows it, the target is the image itself, as
+in the paper."""
+
+DDPM_RANGE = Range(-360.0, 440.0)
+"""Soft tissue fills the model's [-1, 1], so that the noise schedule's middle is where tissues differ."""
+
+SHIPPED_AUTOENCODER: dict[str, Any] = dict(width=32, channel_mult=[1, 2, 2], latent_channels=24, blocks=1,
+                                           attention_at=[4], stem=2, shortcut=True, norm_groups=8)
+"""f = 8 with 24 channels, 3/8 of the image's numbers: with 16, the finest structures of sharp kernels are lost."""
+
+SHIPPED_LATENT_UNET: dict[str, Any] = dict(in_channels=24, model_channels=32, channel_mult=[3, 2, 1, 1],
+                                           num_res_blocks=1, attention_at=[8], num_head_channels=32,
+                                           concat_channels=24, context_channels=24, context_dim=64, norm_groups=8)
+
+SHIPPED_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=32, channel_mult=[1, 2, 2, 1],
+                                          num_res_blocks=1, attention_at=[], num_head_channels=32,
+                                          concat_channels=1, norm_groups=8)
+"""Base width and depth of the latent U-Net; no attention but the middle's, which 512 x 512 pixels can bear."""
+
+PAPER_AUTOENCODER: dict[str, Any] = dict(width=128, channel_mult=[1, 2, 4, 4], latent_channels=4, blocks=2,
+                                         attention_at=[8])
+PAPER_LATENT_UNET: dict[str, Any] = dict(in_channels=4, model_channels=192, channel_mult=[1, 2, 4], num_res_blocks=2,
+                                         attention_at=[2, 4], num_head_channels=32, context_channels=4,
+                                         context_dim=512)
+PAPER_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=128, channel_mult=[1, 1, 2, 2, 4, 4],
+                                        num_res_blocks=2, attention_at=[32], concat_channels=1)
+PAPER_EPOCHS = 600
+
+# ---------------------------------------------------------------- autoencoders
+
+
+def autoencoder_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunction:
+    """MAN's Eq. 3 from the batch's full-dose images to the same without noise.
+
+    ``stage.objective`` says how: ``kl`` and ``perceptual`` are final weights, ``ramp`` the shares of the stage's steps
+    between which both rise from 0, or None for weights that are fixed from the start.
+    """
+    o, steps = stage.objective, stage.train.steps
+
+    def weight(final: float) -> Ramp:
+        return Ramp(final) if o["ramp"] is None else Ramp(final, *(share * steps for share in o["ramp"]))
+
+    features = _features(o, needed) if o.get("perceptual") else None
+    total = AutoencoderLoss(kl=weight(o["kl"]), perceptual=weight(o.get("perceptual", 0.0)), features=features)
+
+    def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        x, target = (r.range.to_model(batch[key]) for key in ("full_hu", "clean_hu"))
+        x_hat, posterior = model(x, generator=generator)
+        return total(x_hat, target, posterior, int(batch["n"][0]) // stage.train.batch_size)
+
+    return loss
+
+
+def _features(options: Mapping[str, Any], needed: Mapping[str, Checkpoint]) -> nn.Module:
+    """VGG-16 where its weights are asked for, or the stand-in that needs no download."""
+    if options["features"] == "vgg16":
+        return vgg16_features(allow_download=options.get("allow_download", False))
+    return EncoderFeatures(checkpoints.build(needed["autoencoder_simple"]))
+
+
+@torch.no_grad()
+def latent_scale(model: nn.Module, r: Recipe, dataset) -> dict[str, Any]:
+    """The factor that gives posterior samples of 64 training images unit variance."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for first in range(0, 64, 4):  # a few at a time: 64 whole slices would fill any memory
+        x = torch.stack([dataset[n]["full_hu"] for n in range(first, first + 4)]).to(device)
+        samples.append(model.encode(r.range.to_model(x)).sample(generator).cpu())
+    return {"latent_scale": model.fit_latent_scale(torch.cat(samples))}
+
+
+def _autoencoder(profile: str, *, kl: float, perceptual: float, seed: int) -> Recipe:
+    small, paper = profile == "workshop", profile == "paper"
+    common: dict[str, Any] = dict(mixed_precision="bf16", betas=(0.9, 0.99), seed=seed,
+                                  log_every=10 if small else 100, checkpoint_every=500)
+    patches = PatchConfig(seed=100 + seed, patch=64 if small else 128, full_sd_hu=FULL_DOSE_SD_HU,
+                          **(SMALL_BANKS if small else {}))
+    notes = dict(target="the noise-free image of a full-dose one")
+    fixed: dict[str, Any] = dict(kl=kl, ramp=None)
+    # section 3.2: from 0 to the final weights over the first half of the epochs
+    ramped: dict[str, Any] = dict(kl=kl, perceptual=perceptual, ramp=(0.0, 0.5), features="encoder")
+    if paper:
+        # Adam at 1e-4, batches of 16 by accumulation; Adam's own betas
+        train = TrainConfig(steps=100_000, batch_size=16, accumulation=4, lr=1e-4, schedule="constant",
+                            **common | dict(betas=(0.9, 0.999), checkpoint_every=1000))
+        whole = replace(patches, patch=512, size=704, photograph_share=0.0)
+        stage = Stage("ramp" if perceptual else "pixels", train, whole,
+                      ramped | dict(features="vgg16", allow_download=True) if perceptual else fixed,
+                      epochs=PAPER_EPOCHS)
+        return Recipe(model="autoencoder", config=PAPER_AUTOENCODER, stages=(stage,), loss=autoencoder_loss,
+                      measure=latent_scale, notes=notes)
+    pixels, last = {"workshop": (40, 40), "train": (1_000, 2_000)}[profile]
+    common |= dict(batch_size=4 if small else 6, clip_norm=1.0)
+    first = Stage("pixels", TrainConfig(steps=pixels, lr=1e-3, warmup_steps=min(100, pixels // 4),
+                                        schedule="constant", **common),
+                  patches, dict(kl=0.0, ramp=None) if perceptual else fixed)
+    second = Stage("ramp" if perceptual else "decay", TrainConfig(steps=last, lr=1e-3, **common),
+                   replace(patches, seed=1100 + seed), ramped if perceptual else fixed,
+                   needs=("autoencoder_simple",) if perceptual else ())
+    return Recipe(model="autoencoder", config=SHIPPED_AUTOENCODER, stages=(first, second), loss=autoencoder_loss,
+                  measure=latent_scale, notes=notes)
+
+
+def autoencoder_simple(profile: str) -> Recipe:
+    """The ablation's plain autoencoder: pixels and a fixed KL weight."""
+    return _autoencoder(profile, kl=1e-6, perceptual=0.0, seed=1)
+
+
+def autoencoder_perceptual(profile: str) -> Recipe:
+    """MAN's P-AE (section 2.1): pixels first, then KL and the perceptual distance ramped up."""
+    return _autoencoder(profile, kl=1e-6, perceptual=0.02, seed=2)
+
+
+# ---------------------------------------------------------------- diffusion
+
+
+def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunction:
+    """MAN's Eq. 7 on scaled posterior samples of the clean image, conditioned on the code of the low-dose image.
+
+    In a share ``drop`` of the samples the condition is zero: that teaches the unconditional prior, which starting from
+    a noised code needs (``condition="start"`` of the method).
+    """
+    (name,) = stage.needs
+    autoencoder = checkpoints.build(needed[name]).requires_grad_(False).to(memory_format=torch.channels_last)
+    if autoencoder.latent_channels != r.config["in_channels"]:
+        raise CheckpointError(
+            f"{needed[name].path}: its latents have {autoencoder.latent_channels} channels and this U-Net takes "
+            f"{r.config['in_channels']}: train {name} of the same profile into the same folder first")
+    span, drop = needed[name].range, stage.objective.get("drop", 0.0)
+
+    def bind(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
+        autoencoder.to(batch["clean_hu"].device)
+        # bf16 would round a code of 1000 HU to 4 HU
+        with torch.no_grad(), torch.autocast(batch["clean_hu"].device.type, enabled=False):
+            z0 = autoencoder.scale(autoencoder.encode(span.to_model(batch["clean_hu"])).sample(generator))
+            condition = autoencoder.scale(autoencoder.encode(span.to_model(batch["ldct_hu"])).mean)
+            kept = torch.rand(len(condition), generator=generator, device=generator.device) >= drop
+            condition = condition * kept.to(condition)[:, None, None, None]
+        conditions = latent_conditions(r.config, condition)
+        return z0, lambda z_t, t: model(z_t, t, **conditions)
+
+    return _diffusion(r, bind)
+
+
+def latent_conditions(config: Mapping[str, Any], c: Tensor) -> dict[str, Tensor]:
+    """How a latent U-Net of this configuration takes its condition: concatenated, by cross-attention, or both."""
+    given = {}
+    if config.get("concat_channels"):
+        given["concat"] = c
+    if config.get("context_channels"):
+        given["context"] = c
+    if not given:
+        raise CheckpointError("this U-Net takes no condition, neither concatenated nor by cross-attention")
+    return given
+
+
+def pixel_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunction:
+    """DDPM's simple loss on images, the low-dose image concatenated."""
+
+    def bind(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
+        x0, low = (r.range.to_model(batch[key]) for key in ("clean_hu", "ldct_hu"))
+        return x0, lambda x_t, t: model(x_t, t, concat=low)
+
+    return _diffusion(r, bind)
+
+
+def _diffusion(r: Recipe, bind: Callable) -> LossFunction:
+    described = r.schedule
+    return objective.loss_fn(schedule.named(described["name"], described["T"]), bind,
+                             prediction=described["prediction"], min_snr=described.get("min_snr"))
+
+
+def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch: int, patch: int,
+                      last_patch: int | None = None, precision: str = "bf16", **others: Any) -> tuple[Stage, Stage]:
+    small = profile == "workshop"
+    common: dict[str, Any] = dict(mixed_precision=precision, betas=(0.9, 0.99), clip_norm=1.0, seed=seed,
+                                  batch_size=4 if small else batch, log_every=10 if small else 100,
+                                  checkpoint_every=500)
+    patches = PatchConfig(seed=200 + seed, patch=64 if small else patch, **(SMALL_BANKS if small else {}))
+    stable, decay = (40, 40) if small else steps
+    last = replace(patches, seed=1200 + seed)
+    if last_patch and not small:  # group norms and attention see at the end what whole slices are like
+        last = replace(last, patch=last_patch)
+        common_last = common | dict(batch_size=max(1, batch * patch**2 // last_patch**2))
+    else:
+        common_last = common
+    return (
+        Stage("stable", TrainConfig(steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4), schedule="constant",
+                                    **common), patches, **others),
+        Stage("decay", TrainConfig(steps=decay, lr=1e-3, **common_last), last, **others),
+    )
+
+
+def _paper_stage(seed: int, *, lr: float, steps: int, **others: Any) -> Stage:
+    patches = PatchConfig(seed=200 + seed, patch=512, size=704, photograph_share=0.0)
+    return Stage("whole", TrainConfig(steps=steps, batch_size=16, accumulation=4, lr=lr, schedule="constant",
+                                      mixed_precision="bf16", seed=seed, log_every=100), patches, **others)
+
+
+def _latent(profile: str, *, autoencoder: str, seed: int) -> Recipe:
+    notes: dict[str, Any] = dict(target="code of the noise-free truth", keep=0.25,
+                                 condition="simulated: code of the same image with simulated noise")
+    if profile == "paper":
+        # Eq. 7 as printed: eps, the condition by cross-attention alone, no dropped conditions
+        return Recipe(model="unet", config=PAPER_LATENT_UNET, loss=latent_loss, notes=notes,
+                      schedule=dict(name="cosine", T=1000, prediction="eps"),
+                      stages=(_paper_stage(seed, lr=1e-4, steps=100_000, epochs=PAPER_EPOCHS, needs=(autoencoder,)),))
+    return Recipe(
+        model="unet", config=SHIPPED_LATENT_UNET, loss=latent_loss, notes=notes,
+        # v instead of Eq. 7's eps: at t = T of the cosine schedule x0 from eps is a division by nearly zero
+        schedule=dict(name="cosine", T=1000, prediction="v", min_snr=5.0),
+        stages=_diffusion_stages(profile, seed=seed, steps=(1_500, 3_500), batch=12, patch=128, last_patch=256,
+                                 precision="no", objective=dict(drop=0.1), needs=(autoencoder,)))
+
+
+def man(profile: str) -> Recipe:
+    """The latent diffusion model of MAN (section 2.2) on the perceptual autoencoder."""
+    return _latent(profile, autoencoder="autoencoder_perceptual", seed=3)
+
+
+def man_simple(profile: str) -> Recipe:
+    """The same on the simple autoencoder: the ablation's other half (Table 2)."""
+    return _latent(profile, autoencoder="autoencoder_simple", seed=3)
+
+
+def ddpm(profile: str) -> Recipe:
+    """A conditional DDPM on pixels (Ho et al. 2020, conditioned as in SR3): what MAN is fast against."""
+    notes: dict[str, Any] = dict(target="noise-free truth", keep=0.25)
+    if profile == "paper":
+        return Recipe(model="unet", config=PAPER_PIXEL_UNET, loss=pixel_loss, range=DDPM_RANGE, notes=notes,
+                      schedule=dict(name="linear", T=1000, prediction="eps"),
+                      stages=(_paper_stage(5, lr=2e-5, steps=500_000),))
+    return Recipe(model="unet", config=SHIPPED_PIXEL_UNET, loss=pixel_loss, range=DDPM_RANGE, notes=notes,
+                  schedule=dict(name="cosine", T=1000, prediction="v", min_snr=5.0),
+                  stages=_diffusion_stages(profile, seed=5, steps=(2_500, 1_500), batch=8, patch=64))

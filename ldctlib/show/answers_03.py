@@ -1,0 +1,97 @@
+"""Answers to the exercises of notebook 03, latent diffusion."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ldctlib.show.exercises import Exercise, number
+
+ALPHA_BAR_999 = 2.4287e-6
+"""Of the cosine schedule with T = 1000 (MAN, Eq. 4)."""
+
+
+def _amplified(error: float = 0.01) -> float:
+    return error * math.sqrt((1 - ALPHA_BAR_999) / ALPHA_BAR_999)
+
+
+def _probe(alpha_bar: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x0, eps, x_t and v at one noise level, in double precision."""
+    generator = torch.Generator().manual_seed(3)
+    x0, eps = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
+    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    return x0, eps, signal * x0 + noise * eps, signal * eps - noise * x0
+
+
+def _error(answer: Any, alpha_bar: float, target: str = "x0") -> float:
+    x0, eps, x_t, v = _probe(alpha_bar)
+    return float((answer(x_t, v, alpha_bar) - {"x0": x0, "eps": eps}[target]).abs().max())
+
+
+def _x0_from_v(x_t, v, alpha_bar):
+    return alpha_bar**0.5 * x_t - (1 - alpha_bar) ** 0.5 * v
+
+
+def _as_if_eps(x_t, v, alpha_bar):
+    return (x_t - (1 - alpha_bar) ** 0.5 * v) / alpha_bar**0.5
+
+
+def _wrong_sign(x_t, v, alpha_bar):
+    return alpha_bar**0.5 * x_t + (1 - alpha_bar) ** 0.5 * v
+
+
+def _same(answer: Any, wrong: Any) -> bool:
+    _, _, x_t, v = _probe(0.3)
+    return bool(torch.allclose(answer(x_t, v, 0.3), wrong(x_t, v, 0.3)))
+
+
+EXERCISES = [
+    Exercise(
+        name="03.amplified",
+        prompt="In x0_hat = (z_t − √(1−ᾱ) eps_hat) / √ᾱ, change eps_hat by 0.01. By how much does x0_hat change?",
+        accept=number(_amplified(), within=0.03),
+        right=6.4,
+        wrong=0.01,
+        because="0.01 · √(1 − ᾱ) / √ᾱ = 6.4 standard deviations of a latent: the estimate is nothing but error. A "
+        "network that predicts v errs by 0.01 there too, but x0_hat = √ᾱ z_t − √(1 − ᾱ) v passes it on as 0.01.",
+        hint="What is eps_hat multiplied by on its way into x0_hat?",
+        hints=(
+            (lambda a: abs(float(a) - 642) < 20, "That is the factor. The error of eps_hat was 0.01."),
+            (lambda a: abs(float(a) - 0.01 / ALPHA_BAR_999) < 200, "Divided by ᾱ: equation (6) divides by its root."),
+        ),
+    ),
+    Exercise(
+        name="03.velocity",
+        prompt="Write x0_from_v(x_t, v, alpha_bar), given x_t = √ᾱ x0 + √(1−ᾱ) eps and v = √ᾱ eps − √(1−ᾱ) x0.",
+        accept=lambda answer: all(_error(answer, a) < 1e-6 for a in (0.9, 0.3, 2.4e-9)),
+        right=_x0_from_v,
+        wrong=_as_if_eps,
+        because="√ᾱ x_t − √(1 − ᾱ) v: two equations in two unknowns, and the matrix is a rotation, so that nothing is "
+        "divided by anything.",
+        hint="Multiply the first equation by √ᾱ, the second by √(1 − ᾱ), and combine them so that eps drops out.",
+        hints=(
+            (lambda f: _same(f, _as_if_eps), "That is x0 from eps, as in equation (6). v is another thing."),
+            (lambda f: _same(f, _wrong_sign), "Look at the sign: does eps drop out?"),
+            (lambda f: _same(f, lambda x, v, a: a * x - (1 - a) * v), "ᾱ is a variance: amplitudes are its roots."),
+            (lambda f: _error(f, 0.3, "eps") < 1e-6, "That is eps. Eliminate eps instead of x0."),
+        ),
+    ),
+    Exercise(
+        name="03.samples",
+        prompt="How many draws n make √(1 + 1/n) at most 1.05? And how many network evaluations is that?",
+        accept=number(300, within=0.001),
+        right=300,
+        wrong=10,
+        because="1 + 1/n ≤ 1.05² gives n = 10 draws, so 300 evaluations. The same posterior mean is what a single "
+        "evaluation at t = T estimates: if the mean is all that you want, do not draw. Draws show the spread.",
+        hint="Solve √(1 + 1/n) ≤ 1.05 for n, round up, and multiply by the steps of a draw.",
+        hints=(
+            (lambda a: 9 <= float(a) <= 10, "Those are draws. Each takes 30 evaluations."),
+            (lambda a: abs(float(a) - 270) < 1, "With nine draws it is 5.4 %: round up."),
+            (lambda a: abs(float(a) - 600) < 1, "n = 20 makes 1/n = 0.05. The root halves it."),
+            (lambda a: abs(float(a) - 12000) < 40, "1/√n is a mean's own scatter; here squares add: 1 + 1/n."),
+        ),
+    ),
+]
