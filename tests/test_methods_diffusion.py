@@ -27,6 +27,7 @@ LATENT = dict(in_channels=3, model_channels=8, channel_mult=[1, 2], num_res_bloc
 PIXELS = dict(in_channels=1, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[],
               concat_channels=1, norm_groups=4)
 COSINE = dict(name="cosine", T=1000, prediction="v")
+CENTRED = COSINE | dict(centred=True, spread=0.2)
 DIFFUSION = [name for name, m in methods.METHODS.items() if m.family.endswith("diffusion")]
 CPU = torch.device("cpu")
 
@@ -186,7 +187,26 @@ def test_pixel_steps_see_the_image_itself(folder):
 # ---------------------------------------------------------------- conditions and named errors
 
 
-def test_start_has_no_condition_and_begins_mid_chain(folder, monkeypatch):
+def test_centring_and_spread_are_the_same_diffusion_of_the_difference(folder, tmp_path):
+    """Sampling x0 with a centred network is sampling (x0 - c) / spread without, from the noised c."""
+    plain = Conditional(folder / "ddpm.safetensors", CPU)
+    write(tmp_path / "own.safetensors", "unet", PIXELS, schedule=CENTRED, seed=20)
+    near = Conditional(tmp_path / "own.safetensors", CPU)
+    x = image(20, 14)
+    with torch.no_grad():
+        c, spread = plain.encode(x), near.spread
+        torch.testing.assert_close(near.encode(x) * spread, c, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(near.decode(near.encode(x), (20, 14)), x, rtol=0, atol=1e-3)
+        # from t = 800: at T, where alpha_bar is 2e-9, float32 itself leaves only three digits of x0
+        found = list(near.steps(x, steps=5, start=800, generator=seeded(3)))
+        times = near.schedule.times(5, start=800)
+        start = near.schedule.scales(800, c)[1] * torch.randn(c.shape, generator=seeded(3))
+        by_hand = list(samplers.ddim(plain.predictor(c), start, plain.schedule, times))
+    for a, b in zip(found, by_hand, strict=True):
+        torch.testing.assert_close(a.x0_hat, b.x0_hat + near.encode(x), rtol=1e-4, atol=1e-4)
+
+
+def test_start_has_no_condition_and_begins_mid_chain(folder, tmp_path, monkeypatch):
     seen, forward = [], UNet.forward
 
     def spy(self, x_t, t, **given):
@@ -195,12 +215,16 @@ def test_start_has_no_condition_and_begins_mid_chain(folder, monkeypatch):
 
     monkeypatch.setattr(UNet, "forward", spy)
     x = image(32, 32)
+    path = write(tmp_path / "prior.safetensors", "unet", LATENT, schedule=COSINE, seed=10, keep=0.25,
+                 condition="start: none", uses=checkpoints.load(folder / "man.safetensors").trained_on["uses"])
+    with pytest.raises(ParameterError, match="nothing of the image left"):
+        methods.load("man", path=path, start=1000)
     for options, first in (({}, 300), ({"start": 120}, 120)):
         seen.clear()
-        methods.load("man", condition="start", steps=3, **options)(x, generator=seeded(4))
+        methods.load("man", path=path, condition="start", steps=3, **options)(x, generator=seeded(4))
         assert [t for _, t, _ in seen] == [first, first * 2 // 3, first // 3]
         assert all(not c.any() for _, _, given in seen for c in given.values()) and len(seen[0][2]) == 2
-        model = Latent(folder / "man.safetensors", CPU)
+        model = Latent(path, CPU)
         with torch.no_grad():
             z = model.encode(x)
         started = q_sample(model.schedule, z, first, torch.randn(z.shape, generator=seeded(4)))
@@ -210,6 +234,8 @@ def test_start_has_no_condition_and_begins_mid_chain(folder, monkeypatch):
 def test_a_condition_that_was_not_trained_for_is_refused(folder, tmp_path):
     with pytest.raises(ParameterError, match=r"condition='simulated'.*python -m ldctlib.recipes man --data"):
         methods.load("man", condition="paired")
+    with pytest.raises(ParameterError, match=r"condition='simulated'.*python -m ldctlib.recipes man_start"):
+        methods.load("man", condition="start")
     with pytest.raises(ParameterError, match="simulated, paired, start"):
         methods.load("man", condition="none")
     uses = checkpoints.load(folder / "man.safetensors").trained_on["uses"]

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from ldctlib.diffusion.objective import (
     PREDICTIONS,
+    centred,
     denoising_loss,
     eps_from,
     loss_fn,
@@ -187,3 +188,22 @@ def test_mistakes_are_named():
         denoising_loss(lambda x, t: x, x0, schedule, min_snr=0)
     with pytest.raises(ShapeError, match="first half"):
         denoising_loss(lambda x, t: torch.cat([x, x], 1), x0, schedule)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_centred_network_turns_an_oracle_of_the_difference_into_one_of_x0(prediction):
+    """A network that knows x0 - centre exactly gives, centred, exactly what one that knows x0 would."""
+    schedule = cosine()
+    generator = torch.Generator().manual_seed(5)
+    x0, centre, eps = (torch.randn(6, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    t = torch.tensor([1, 50, 300, 700, 950, 1000])
+
+    def oracle(clean):
+        def network(x_t, t):
+            torch.testing.assert_close(x_t, q_sample(schedule, clean, t, eps))
+            return {"eps": eps, "x0": clean, "v": v_from(schedule, t, x0=clean, eps=eps)}[prediction]
+
+        return network
+
+    found = centred(oracle(x0 - centre), schedule, centre, prediction)(q_sample(schedule, x0, t, eps), t)
+    torch.testing.assert_close(found, oracle(x0)(q_sample(schedule, x0, t, eps), t))

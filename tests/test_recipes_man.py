@@ -88,7 +88,7 @@ def test_each_uses_what_was_trained_before_it(trained):
     assert uses["man"] == {"autoencoder_perceptual": loaded["autoencoder_perceptual"].sha256}
     for c in loaded.values():
         assert c.trained_on["profile"] == "workshop" and c.trained_on["steps"] == 8
-    assert loaded["man"].schedule == {"name": "cosine", "T": 1000, "prediction": "v", "min_snr": 5.0}
+    assert loaded["man"].schedule == man.NEAR_THE_CONDITION
     assert loaded["autoencoder_simple"].schedule is None
     assert loaded["man"].trained_on["condition"].startswith("simulated") and loaded["man"].trained_on["keep"] == 0.25
     assert loaded["ddpm"].range == man.DDPM_RANGE and loaded["autoencoder_simple"].range == recipes.HU_RANGE
@@ -235,14 +235,17 @@ def test_latents_are_samples_of_the_clean_image_and_the_condition_is_the_low_dos
         clean, low = (model.encode(c.range.to_model(images[key])) for key in ("clean_hu", "ldct_hu"))
     noise = torch.randn(clean.mean.shape, generator=torch.Generator().manual_seed(9))
     scale = c.config["latent_scale"]
-    # one encoding of both together and two apart round differently
-    torch.testing.assert_close(call["z0"], scale * (clean.mean + clean.std * noise), rtol=1e-3, atol=1e-4)
-    (_, _, concat, context), = call["spy"].seen
+    spread = man.NEAR_THE_CONDITION["spread"]
+    torch.testing.assert_close(call["z0"], scale * (clean.mean + clean.std * noise) / spread, rtol=1e-3, atol=1e-3)
+    (z_t, t, concat, context), = call["spy"].seen
+    # the network was called with z_t = 0, and sees its difference from the condition
+    signal, _ = call["schedule"].scales(t, concat)
+    torch.testing.assert_close(z_t, -signal * scale * low.mean / spread, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(concat, scale * low.mean, rtol=1e-3, atol=1e-4)
     assert torch.equal(concat, context)
     # and not the identity leak: the condition is no code of the clean image
     assert float((concat - scale * clean.mean).std()) > 100 * 1e-4
-    assert call["schedule"].T == 1000 and call["options"] == {"prediction": "v", "min_snr": 5.0}
+    assert call["schedule"].T == 1000 and call["options"] == {"prediction": "v"}
 
 
 def test_dropped_conditions_are_zero_in_their_share(trained, monkeypatch):

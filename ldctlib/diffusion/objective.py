@@ -75,6 +75,25 @@ def noise_predictor(network: Network, schedule: Schedule, prediction: str = "eps
     return eps
 
 
+def centred(network: Network, schedule: Schedule, centre: Tensor, prediction: str) -> Network:
+    """A network of the noised *difference* x0 - centre as one of x_t itself.
+
+    x_t - √ᾱ_t centre is the difference noised by the same eps, so the diffusion is the same and only the network's
+    task changes: it starts from "x0 is the centre" instead of from nothing. ``centre`` (B, …) is known, such as the
+    degraded image (Whang et al. 2022 take a first estimate).
+    """
+    _check_prediction(prediction)
+
+    def of_x_t(x_t: Tensor, t: Tensor) -> Tensor:
+        signal, noise = schedule.scales(t, x_t)
+        value = network(x_t - signal * centre, t)
+        if prediction == "eps":
+            return value
+        return value + centre if prediction == "x0" else value - noise * centre
+
+    return of_x_t
+
+
 def sample_times(
     schedule: Schedule,
     batch: int,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldctlib import checkpoints
 from ldctlib.diffusion import samplers, schedule
-from ldctlib.diffusion.objective import noise_like, noise_predictor, q_sample
+from ldctlib.diffusion.objective import centred, noise_like, noise_predictor, q_sample
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
 from ldctlib.models.blocks import pad_to_multiple
@@ -28,7 +28,8 @@ CONDITIONS = ("simulated", "paired", "start")
 class Conditional:
     """A diffusion model of clean images (or their codes) given a low-dose image.
 
-    The grid is the model's own: pixels here, latents in :class:`Latent`. Everything is on ``device``.
+    The grid is the model's own: pixels here, latents in :class:`Latent`, both in units of the checkpoint's ``spread``,
+    in which what separates them from the condition is about 1. Everything is on ``device``.
     """
 
     def __init__(self, path: str | Path, device: torch.device):
@@ -40,24 +41,31 @@ class Conditional:
         self.unet = checkpoints.build(self.checkpoint, map_location=device).to(memory_format=torch.channels_last)
         self.schedule = schedule.named(described["name"], described["T"])
         self.prediction = described["prediction"]
+        self.centred, self.spread = bool(described.get("centred")), float(described.get("spread", 1.0))
 
     def encode(self, ldct_hu: Tensor) -> Tensor:
         """(B, 1, H, W) in HU -> condition on the model's grid, padded to what the U-Net takes."""
         x = ldct_hu.to(self.device)
-        return pad_to_multiple(self.checkpoint.range.to_model(x), self.unet.factor)
+        return pad_to_multiple(self.checkpoint.range.to_model(x), self.unet.factor) / self.spread
 
     def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
         """The model's grid -> (B, 1, *size) in HU."""
-        return self.checkpoint.range.from_model(x0)[..., :size[0], :size[1]]
+        return self.checkpoint.range.from_model(x0 * self.spread)[..., :size[0], :size[1]]
 
     def predictor(self, condition: Tensor):
         """eps(x_t, t) with the condition bound; a condition of zeros asks for the unconditional prior."""
         given = {}
         if self.unet.concat_channels:
-            given["concat"] = condition
+            given["concat"] = condition * self.spread
         if self.unet.context_channels:
-            given["context"] = condition
-        return noise_predictor(lambda x_t, t: self.unet(x_t, t, **given), self.schedule, self.prediction)
+            given["context"] = condition * self.spread
+
+        def network(x_t, t):
+            return self.unet(x_t, t, **given)
+
+        if self.centred:
+            network = centred(network, self.schedule, condition, self.prediction)
+        return noise_predictor(network, self.schedule, self.prediction)
 
     def steps(self, ldct_hu: Tensor, *, sampler: str = "ddim", steps: int = 30, start: int | None = None,
               spacing: str = "trailing", condition: str = "simulated", generator: torch.Generator | None = None,
@@ -99,10 +107,10 @@ class Latent(Conditional):
 
     def encode(self, ldct_hu: Tensor) -> Tensor:
         x = pad_to_multiple(self.range.to_model(ldct_hu.to(self.device)), self.autoencoder.factor * self.unet.factor)
-        return self.autoencoder.scale(self.autoencoder.encode(x).mean)
+        return self.autoencoder.scale(self.autoencoder.encode(x).mean) / self.spread
 
     def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.range.from_model(self.autoencoder.decode(self.autoencoder.unscale(x0), size))
+        return self.range.from_model(self.autoencoder.decode(self.autoencoder.unscale(x0 * self.spread), size))
 
 
 def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None, spacing: str, condition: str,
@@ -138,9 +146,9 @@ def man(*, device, name: str = "man", path=None, autoencoder=None, sampler: str 
 
     sampler, steps, spacing : the paper's quick sampler is DDIM (Eq. 6) in 30 steps, here from pure noise at T.
     start : begin at this time from the noised code of the low-dose image instead.
-    condition : "simulated" or "paired", the code of the low-dose image, for a network trained on simulated or real
-        pairs of codes; "start", no condition: the prior alone, from a noised code, as PET-diffusion starts (its
-        ``start`` is 300 unless given). None takes what the checkpoint was trained for.
+    condition : what the checkpoint was trained for, which None takes: "simulated" or "paired", the code of the low-dose
+        image, on simulated or real pairs of codes; "start", no condition but the prior alone, from a noised code, as
+        PET-diffusion starts (``start`` is 300 unless given).
     keep, mean_px : see :func:`~ldctlib.methods.denoiser.give_back`.
     samples : images drawn and averaged; one is the paper's.
     batch : slices at a time.
@@ -151,9 +159,10 @@ def man(*, device, name: str = "man", path=None, autoencoder=None, sampler: str 
     condition = condition or trained_for
     if condition not in CONDITIONS:
         raise ParameterError(f"condition is one of {', '.join(CONDITIONS)}; got {condition!r}")
-    if condition != "start" and condition != trained_for:
+    if condition != trained_for:
+        how = "man_start" if condition == "start" else "man --data FOLDER" if condition == "paired" else "man"
         raise ParameterError(f"{model.checkpoint.path} was trained for condition={trained_for!r}: for {condition!r} "
-                             "train one on your pairs (python -m ldctlib.recipes man --data FOLDER) and give its path")
+                             f"train one (python -m ldctlib.recipes {how}) and give its path")
     if condition == "start":
         start = 300 if start is None else start
         if start == model.schedule.T:

@@ -268,7 +268,7 @@ def low_cosines(size: int, count: int, channels: int = 1) -> tuple[Tensor, Tenso
     k = torch.arange(size, dtype=torch.float64)
     dct = torch.cos(torch.pi * (k + 0.5) * k[:, None] / size) * (2 / size) ** 0.5
     dct[0] /= 2**0.5
-    order = sorted(((a, b) for a in range(size) for b in range(size)), key=lambda ab: ((1 + ab[0]) * (1 + ab[1]), ab))
+    order = sorted(((a, b) for a in range(size) for b in range(size)), key=lambda ab: (ab[0] ** 2 + ab[1] ** 2, ab))
     basis = torch.zeros(count, channels, size, size)
     gain = torch.zeros(count, 1, 1, 1)
     for i in range(count):

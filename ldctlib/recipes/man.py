@@ -23,7 +23,7 @@ from ldctlib.recipes.recipe import SMALL_BANKS, LossFunction, Recipe, Stage
 from ldctlib.training import TrainConfig
 from ldctlib.units import Range
 
-FULL_DOSE_SD_HU = (1.0, 12.0)
+FULL_DOSE_SD_HU = (2.0, 20.0)
 """Noise of the full-dose images that the shipped autoencoders see. They are asked for the noise-free image, because a
 latent of few numbers is better spent on anatomy. On scans, where nobody knows it, the target is the image itself, as
 in the paper."""
@@ -52,6 +52,12 @@ PAPER_LATENT_UNET: dict[str, Any] = dict(in_channels=4, model_channels=192, chan
 PAPER_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=128, channel_mult=[1, 1, 2, 2, 4, 4],
                                         num_res_blocks=2, attention_at=[32], concat_channels=1)
 PAPER_EPOCHS = 600
+
+NEAR_THE_CONDITION: dict[str, Any] = dict(name="cosine", T=1000, prediction="v", centred=True, spread=0.15)
+"""v instead of Eq. 7's eps: at t = T of the cosine schedule x0 from eps is a division by nearly zero. The condition is
+known and lies within about ``spread`` of x0: so the network is asked for the difference (objective.centred), in units
+in which that is about 1. Without a weight by SNR: it would take away the times at which the condition is all there is.
+"""
 
 # ---------------------------------------------------------------- autoencoders
 
@@ -102,6 +108,7 @@ def _autoencoder(profile: str, *, kl: float, perceptual: float, seed: int) -> Re
     common: dict[str, Any] = dict(mixed_precision="bf16", betas=(0.9, 0.99), seed=seed,
                                   log_every=10 if small else 100, checkpoint_every=500)
     patches = PatchConfig(seed=100 + seed, patch=64 if small else 128, full_sd_hu=FULL_DOSE_SD_HU,
+                          photograph_share=0.2,
                           **(SMALL_BANKS if small else {}))
     notes = dict(target="the noise-free image of a full-dose one")
     fixed: dict[str, Any] = dict(kl=kl, ramp=None)
@@ -117,7 +124,7 @@ def _autoencoder(profile: str, *, kl: float, perceptual: float, seed: int) -> Re
                       epochs=PAPER_EPOCHS)
         return Recipe(model="autoencoder", config=PAPER_AUTOENCODER, stages=(stage,), loss=autoencoder_loss,
                       measure=latent_scale, notes=notes)
-    pixels, last = {"workshop": (40, 40), "train": (1_000, 2_000)}[profile]
+    pixels, last = {"workshop": (40, 40), "train": (300, 700)}[profile]
     common |= dict(batch_size=4 if small else 6, clip_norm=1.0)
     first = Stage("pixels", TrainConfig(steps=pixels, lr=1e-3, warmup_steps=min(100, pixels // 4),
                                         schedule="constant", **common),
@@ -145,8 +152,7 @@ def autoencoder_perceptual(profile: str) -> Recipe:
 def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunction:
     """MAN's Eq. 7 on scaled posterior samples of the clean image, conditioned on the code of the low-dose image.
 
-    In a share ``drop`` of the samples the condition is zero: that teaches the unconditional prior, which starting from
-    a noised code needs (``condition="start"`` of the method).
+    In a share ``drop`` of the samples the condition is zero: 1 teaches the prior alone.
     """
     (name,) = stage.needs
     autoencoder = checkpoints.build(needed[name]).requires_grad_(False).to(memory_format=torch.channels_last)
@@ -165,7 +171,7 @@ def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> Lo
             kept = torch.rand(len(condition), generator=generator, device=generator.device) >= drop
             condition = condition * kept.to(condition)[:, None, None, None]
         conditions = latent_conditions(r.config, condition)
-        return z0, lambda z_t, t: model(z_t, t, **conditions)
+        return _in_spread(r, z0, condition, lambda z_t, t: model(z_t, t, **conditions))
 
     return _diffusion(r, bind)
 
@@ -187,15 +193,24 @@ def pixel_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> Los
 
     def bind(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
         x0, low = (r.range.to_model(batch[key]) for key in ("clean_hu", "ldct_hu"))
-        return x0, lambda x_t, t: model(x_t, t, concat=low)
+        return _in_spread(r, x0, low, lambda x_t, t: model(x_t, t, concat=low))
 
     return _diffusion(r, bind)
+
+
+def _in_spread(r: Recipe, x0: Tensor, condition: Tensor, network: objective.Network):
+    """x0 in units of ``spread``, and the network centred on the condition if the recipe's schedule says so."""
+    described, x0 = r.schedule, x0 / r.schedule.get("spread", 1.0)
+    if described.get("centred"):
+        network = objective.centred(network, schedule.named(described["name"], described["T"]),
+                                    condition / described.get("spread", 1.0), described["prediction"])
+    return x0, network
 
 
 def _diffusion(r: Recipe, bind: Callable) -> LossFunction:
     described = r.schedule
     return objective.loss_fn(schedule.named(described["name"], described["T"]), bind,
-                             prediction=described["prediction"], min_snr=described.get("min_snr"))
+                             prediction=described["prediction"])
 
 
 def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch: int, patch: int,
@@ -204,7 +219,8 @@ def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch:
     common: dict[str, Any] = dict(mixed_precision=precision, betas=(0.9, 0.99), clip_norm=1.0, seed=seed,
                                   batch_size=4 if small else batch, log_every=10 if small else 100,
                                   checkpoint_every=500)
-    patches = PatchConfig(seed=200 + seed, patch=64 if small else patch, **(SMALL_BANKS if small else {}))
+    patches = PatchConfig(seed=200 + seed, patch=64 if small else patch, photograph_share=0.25,
+                          **(SMALL_BANKS if small else {}))
     stable, decay = (40, 40) if small else steps
     last = replace(patches, seed=1200 + seed)
     if last_patch and not small:  # group norms and attention see at the end what whole slices are like
@@ -225,9 +241,10 @@ def _paper_stage(seed: int, *, lr: float, steps: int, **others: Any) -> Stage:
                                       mixed_precision="bf16", seed=seed, log_every=100), patches, **others)
 
 
-def _latent(profile: str, *, autoencoder: str, seed: int) -> Recipe:
+def _latent(profile: str, *, autoencoder: str, seed: int, conditioned: bool = True) -> Recipe:
     notes: dict[str, Any] = dict(target="code of the noise-free truth", keep=0.25,
-                                 condition="simulated: code of the same image with simulated noise")
+                                 condition="simulated: code of the same image with simulated noise" if conditioned
+                                 else "start: none, the prior alone")
     if profile == "paper":
         # Eq. 7 as printed: eps, the condition by cross-attention alone, no dropped conditions
         return Recipe(model="unet", config=PAPER_LATENT_UNET, loss=latent_loss, notes=notes,
@@ -235,10 +252,10 @@ def _latent(profile: str, *, autoencoder: str, seed: int) -> Recipe:
                       stages=(_paper_stage(seed, lr=1e-4, steps=100_000, epochs=PAPER_EPOCHS, needs=(autoencoder,)),))
     return Recipe(
         model="unet", config=SHIPPED_LATENT_UNET, loss=latent_loss, notes=notes,
-        # v instead of Eq. 7's eps: at t = T of the cosine schedule x0 from eps is a division by nearly zero
-        schedule=dict(name="cosine", T=1000, prediction="v", min_snr=5.0),
+        schedule=NEAR_THE_CONDITION if conditioned else dict(name="cosine", T=1000, prediction="v"),
         stages=_diffusion_stages(profile, seed=seed, steps=(1_500, 3_500), batch=12, patch=128, last_patch=256,
-                                 precision="no", objective=dict(drop=0.1), needs=(autoencoder,)))
+                                 precision="no", objective=dict(drop=0.0 if conditioned else 1.0),
+                                 needs=(autoencoder,)))
 
 
 def man(profile: str) -> Recipe:
@@ -251,6 +268,11 @@ def man_simple(profile: str) -> Recipe:
     return _latent(profile, autoencoder="autoencoder_simple", seed=3)
 
 
+def man_start(profile: str) -> Recipe:
+    """The prior alone, for MAN's third mode: no condition, sampling starts from the noised code."""
+    return _latent(profile, autoencoder="autoencoder_perceptual", seed=4, conditioned=False)
+
+
 def ddpm(profile: str) -> Recipe:
     """A conditional DDPM on pixels (Ho et al. 2020, conditioned as in SR3): what MAN is fast against."""
     notes: dict[str, Any] = dict(target="noise-free truth", keep=0.25)
@@ -259,5 +281,5 @@ def ddpm(profile: str) -> Recipe:
                       schedule=dict(name="linear", T=1000, prediction="eps"),
                       stages=(_paper_stage(5, lr=2e-5, steps=500_000),))
     return Recipe(model="unet", config=SHIPPED_PIXEL_UNET, loss=pixel_loss, range=DDPM_RANGE, notes=notes,
-                  schedule=dict(name="cosine", T=1000, prediction="v", min_snr=5.0),
+                  schedule=NEAR_THE_CONDITION,
                   stages=_diffusion_stages(profile, seed=5, steps=(2_500, 1_500), batch=8, patch=64))

@@ -25,7 +25,7 @@ from ldctlib.training import train
 
 RECIPES: dict[str, Callable[[str], Recipe]] = {f.__name__: f for f in (
     regression.nafnet, regression.redcnn,
-    man.autoencoder_simple, man.autoencoder_perceptual, man.man, man.man_simple, man.ddpm,
+    man.autoencoder_simple, man.autoencoder_perceptual, man.man, man.man_simple, man.man_start, man.ddpm,
 )}
 """In an order in which each finds what it needs."""
 
