@@ -14,10 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+"""On a CPU that others use too, spinning threads, and memory given back at every step, cost several times a training
+step. The two thresholds are glibc's; elsewhere they mean nothing."""
+
+
 def environment(*, threads: int) -> dict[str, str]:
     """The environment of child processes: ldctlib importable, no progress bars, ``threads`` threads each."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(threads)}
+    own = {"PYTHONPATH": path, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(threads)}
+    return {**PATIENT, **os.environ, **own}
 
 
 def cores() -> int:
@@ -75,9 +81,7 @@ def train(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "ldctlib.recipes", *args.rest]
     if "--profile" not in args.rest:
         command += ["--profile", "train"]
-    # On a CPU that others use too, spinning threads and returned memory cost several times the step.
-    kind = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-    return subprocess.run(command, cwd=ROOT, env={**kind, **os.environ}).returncode
+    return subprocess.run(command, cwd=ROOT, env={**PATIENT, **os.environ}).returncode
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ MODELS: dict[str, str] = {
     "redcnn": "ldctlib.models.redcnn:REDCNN",
     "nafnet": "ldctlib.models.nafnet:NAFNet",
     "unet": "ldctlib.models.unet:UNet",
+    "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""

@@ -14,7 +14,7 @@ from ldctlib import checkpoints, methods
 from ldctlib.ct.nps import gaussian_blur
 from ldctlib.diffusion import samplers
 from ldctlib.diffusion.objective import noise_predictor, q_sample
-from ldctlib.errors import CheckpointError, ParameterError
+from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.methods.diffusion import Conditional, Latent
 from ldctlib.models.unet import UNet
 from ldctlib.units import Range
@@ -38,7 +38,7 @@ def write(path: Path, model: str, config: dict, *, schedule=None, seed: int = 0,
     network = checkpoints.model_class(model)(**config)
     with torch.no_grad():
         for p in network.parameters():
-            if model == "unet":
+            if model != "autoencoder":
                 p.add_(0.05 * torch.randn(p.shape))
     trained_on = dict.fromkeys(checkpoints.PROVENANCE, 0) | notes
     return checkpoints.save(path, network, model=model, config=config, units=RANGE, schedule=schedule,
@@ -169,6 +169,40 @@ def test_steps_are_those_of_a_sampler_bound_by_hand(folder, start):
     torch.testing.assert_close(whole, decoded, rtol=1e-4, atol=1e-2)
 
 
+def test_features_of_the_image_are_made_once_for_all_steps(folder, tmp_path, monkeypatch):
+    """A conditioned U-Net gives the same from the image and from its features, and its encoder runs once."""
+    from ldctlib.models.conditioned_unet import ConditionedUNet
+
+    config = dict(unet={k: v for k, v in LATENT.items() if k != "concat_channels"}, features=4, width=8,
+                  channel_mult=[1, 2], stem=2, norm_groups=4)
+    uses = checkpoints.load(folder / "man.safetensors").trained_on["uses"]
+    path = write(tmp_path / "own.safetensors", "conditioned_unet", config, schedule=CENTRED, uses=uses)
+    encoded, encode = [], ConditionedUNet.encode
+
+    def spy(self, image):
+        encoded.append(image)
+        return encode(self, image)
+
+    monkeypatch.setattr(ConditionedUNet, "encode", spy)
+    model, x = Latent(path, CPU), image(24, 16)
+    with torch.no_grad():
+        steps = list(model.steps(x, steps=3, generator=seeded(1)))
+        assert len(encoded) == 1 and len(steps) == 3
+        told = model.condition(x)
+        z_t = torch.randn(told.centre.shape, generator=seeded(2))
+        t = torch.tensor([500])
+        whole = model.unet(z_t, t, told.given["code"], image=RANGE.to_model(x))
+        torch.testing.assert_close(model.unet(z_t, t, **told.given), whole, rtol=1e-5, atol=1e-6)
+        other = model.unet(z_t, t, told.given["code"], image=RANGE.to_model(x + 20))
+        assert float((other - whole).abs().max()) > 1e-4  # the image does matter
+    with pytest.raises(ShapeError, match="image or its features"):
+        model.unet(z_t, t, told.given["code"])
+    with pytest.raises(ShapeError, match="multiples of 4"):
+        model.unet.encode(torch.zeros(1, 1, 10, 8))
+    with pytest.raises(ParameterError, match="leave it out"):
+        ConditionedUNet(LATENT)
+
+
 def test_pixel_steps_see_the_image_itself(folder):
     x = image(20, 14)
     model = Conditional(folder / "ddpm.safetensors", CPU)
@@ -201,7 +235,7 @@ def test_centring_and_spread_are_the_same_diffusion_of_the_difference(folder, tm
         found = list(near.steps(x, steps=5, start=800, generator=seeded(3)))
         times = near.schedule.times(5, start=800)
         start = near.schedule.scales(800, c)[1] * torch.randn(c.shape, generator=seeded(3))
-        by_hand = list(samplers.ddim(plain.predictor(c), start, plain.schedule, times))
+        by_hand = list(samplers.ddim(plain.predictor(plain.condition(x)), start, plain.schedule, times))
     for a, b in zip(found, by_hand, strict=True):
         torch.testing.assert_close(a.x0_hat, b.x0_hat + near.encode(x), rtol=1e-4, atol=1e-4)
 

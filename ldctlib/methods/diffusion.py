@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +20,18 @@ from ldctlib.diffusion.objective import centred, noise_like, noise_predictor, q_
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
 from ldctlib.models.blocks import pad_to_multiple
+from ldctlib.models.conditioned_unet import ConditionedUNet
 
 SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm, "dpm_solver_pp_2m": samplers.dpm_solver_pp_2m}
 
 CONDITIONS = ("simulated", "paired", "start")
+
+
+class Condition(NamedTuple):
+    """What a model is told of the low-dose image."""
+
+    centre: Tensor  # on the model's grid, in its units: where a centred network starts from
+    given: dict[str, Tensor]  # the network's own arguments
 
 
 class Conditional:
@@ -52,19 +61,23 @@ class Conditional:
         """The model's grid -> (B, 1, *size) in HU."""
         return self.checkpoint.range.from_model(x0 * self.spread)[..., :size[0], :size[1]]
 
-    def predictor(self, condition: Tensor):
-        """eps(x_t, t) with the condition bound; a condition of zeros asks for the unconditional prior."""
-        given = {}
-        if self.unet.concat_channels:
-            given["concat"] = condition * self.spread
-        if self.unet.context_channels:
-            given["context"] = condition * self.spread
+    def condition(self, ldct_hu: Tensor, *, none: bool = False) -> Condition:
+        """What the network is told, computed once for all steps; ``none`` asks for the prior alone."""
+        centre = self.encode(ldct_hu)
+        code = torch.zeros_like(centre) if none else centre * self.spread
+        return Condition(centre, self._given(code, ldct_hu))
 
+    def _given(self, code: Tensor, ldct_hu: Tensor) -> dict[str, Tensor]:
+        given = {"concat": code} if self.unet.concat_channels else {}
+        return given | ({"context": code} if self.unet.context_channels else {})
+
+    def predictor(self, condition: Condition):
+        """eps(x_t, t) with the condition bound."""
         def network(x_t, t):
-            return self.unet(x_t, t, **given)
+            return self.unet(x_t, t, **condition.given)
 
         if self.centred:
-            network = centred(network, self.schedule, condition, self.prediction)
+            network = centred(network, self.schedule, condition.centre, self.prediction)
         return noise_predictor(network, self.schedule, self.prediction)
 
     def steps(self, ldct_hu: Tensor, *, sampler: str = "ddim", steps: int = 30, start: int | None = None,
@@ -76,11 +89,12 @@ class Conditional:
             from pure noise at T.
         condition : see :func:`man`.
         """
-        c = self.encode(ldct_hu)
+        told = self.condition(ldct_hu, none=condition == "start")
         times = self.schedule.times(steps, spacing, start=start)
-        noise = noise_like(c, generator)
-        x_t = noise if start in (None, self.schedule.T) else q_sample(self.schedule, c, times[0], noise)
-        eps = self.predictor(torch.zeros_like(c) if condition == "start" else c)
+        x_t = noise_like(told.centre, generator)
+        if start not in (None, self.schedule.T):
+            x_t = q_sample(self.schedule, told.centre, times[0], x_t)
+        eps = self.predictor(told)
         if sampler == "ddpm" or options.get("eta"):
             options["generator"] = generator
         yield from SAMPLERS[sampler](eps, x_t, self.schedule, times, **options)
@@ -106,8 +120,16 @@ class Latent(Conditional):
         self.autoencoder = checkpoints.build(own, map_location=device).to(memory_format=torch.channels_last)
 
     def encode(self, ldct_hu: Tensor) -> Tensor:
-        x = pad_to_multiple(self.range.to_model(ldct_hu.to(self.device)), self.autoencoder.factor * self.unet.factor)
-        return self.autoencoder.scale(self.autoencoder.encode(x).mean) / self.spread
+        return self.autoencoder.scale(self.autoencoder.encode(self._padded(ldct_hu)).mean) / self.spread
+
+    def _padded(self, ldct_hu: Tensor) -> Tensor:
+        return pad_to_multiple(self.range.to_model(ldct_hu.to(self.device)), self.autoencoder.factor * self.unet.factor)
+
+    def _given(self, code: Tensor, ldct_hu: Tensor) -> dict[str, Tensor]:
+        if not isinstance(self.unet, ConditionedUNet):
+            return super()._given(code, ldct_hu)
+        told = bool(code.any())  # or the prior alone: an image of zeros, as in training
+        return {"code": code, "features": self.unet.encode(self._padded(ldct_hu) * told)}
 
     def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
         return self.range.from_model(self.autoencoder.decode(self.autoencoder.unscale(x0 * self.spread), size))

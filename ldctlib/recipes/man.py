@@ -35,9 +35,12 @@ SHIPPED_AUTOENCODER: dict[str, Any] = dict(width=32, channel_mult=[1, 2, 2], lat
                                            attention_at=[4], stem=2, shortcut=True, norm_groups=8)
 """f = 8 with 24 channels, 3/8 of the image's numbers: with 16, the finest structures of sharp kernels are lost."""
 
-SHIPPED_LATENT_UNET: dict[str, Any] = dict(in_channels=24, model_channels=32, channel_mult=[3, 2, 1, 1],
-                                           num_res_blocks=1, attention_at=[8], num_head_channels=32,
-                                           concat_channels=24, context_channels=24, context_dim=64, norm_groups=8)
+SHIPPED_LATENT_UNET: dict[str, Any] = dict(
+    unet=dict(in_channels=24, model_channels=32, channel_mult=[3, 2, 1, 1], num_res_blocks=1, attention_at=[8],
+              num_head_channels=32, context_channels=24, context_dim=64, norm_groups=8),
+    features=64, width=32, channel_mult=[1, 2, 2], blocks=2, stem=2, gain=16.0, norm_groups=8)
+"""The condition is the code of the low-dose image, and features of the image that are learnt along: the code alone,
+made for clean images, has lost what tells noise from anatomy."""
 
 SHIPPED_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=32, channel_mult=[1, 2, 2, 1],
                                           num_res_blocks=1, attention_at=[], num_head_channels=32,
@@ -156,10 +159,11 @@ def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> Lo
     """
     (name,) = stage.needs
     autoencoder = checkpoints.build(needed[name]).requires_grad_(False).to(memory_format=torch.channels_last)
-    if autoencoder.latent_channels != r.config["in_channels"]:
+    channels = r.config.get("unet", r.config)["in_channels"]
+    if autoencoder.latent_channels != channels:
         raise CheckpointError(
             f"{needed[name].path}: its latents have {autoencoder.latent_channels} channels and this U-Net takes "
-            f"{r.config['in_channels']}: train {name} of the same profile into the same folder first")
+            f"{channels}: train {name} of the same profile into the same folder first")
     span, drop = needed[name].range, stage.objective.get("drop", 0.0)
 
     def bind(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
@@ -167,25 +171,22 @@ def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> Lo
         # bf16 would round a code of 1000 HU to 4 HU
         with torch.no_grad(), torch.autocast(batch["clean_hu"].device.type, enabled=False):
             z0 = autoencoder.scale(autoencoder.encode(span.to_model(batch["clean_hu"])).sample(generator))
-            condition = autoencoder.scale(autoencoder.encode(span.to_model(batch["ldct_hu"])).mean)
+            low = span.to_model(batch["ldct_hu"])
+            condition = autoencoder.scale(autoencoder.encode(low).mean)
             kept = torch.rand(len(condition), generator=generator, device=generator.device) >= drop
-            condition = condition * kept.to(condition)[:, None, None, None]
-        conditions = latent_conditions(r.config, condition)
-        return _in_spread(r, z0, condition, lambda z_t, t: model(z_t, t, **conditions))
+            low, condition = (x * kept.to(x)[:, None, None, None] for x in (low, condition))
+        given = latent_conditions(r, condition, low)
+        return _in_spread(r, z0, condition, lambda z_t, t: model(z_t, t, **given))
 
     return _diffusion(r, bind)
 
 
-def latent_conditions(config: Mapping[str, Any], c: Tensor) -> dict[str, Tensor]:
-    """How a latent U-Net of this configuration takes its condition: concatenated, by cross-attention, or both."""
-    given = {}
-    if config.get("concat_channels"):
-        given["concat"] = c
-    if config.get("context_channels"):
-        given["context"] = c
-    if not given:
-        raise CheckpointError("this U-Net takes no condition, neither concatenated nor by cross-attention")
-    return given
+def latent_conditions(r: Recipe, code: Tensor, image: Tensor) -> dict[str, Tensor]:
+    """How the recipe's network takes its condition."""
+    if r.model == "conditioned_unet":
+        return {"code": code, "image": image}
+    given = {"concat": code} if r.config.get("concat_channels") else {}
+    return given | ({"context": code} if r.config.get("context_channels") else {})
 
 
 def pixel_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunction:
@@ -251,9 +252,9 @@ def _latent(profile: str, *, autoencoder: str, seed: int, conditioned: bool = Tr
                       schedule=dict(name="cosine", T=1000, prediction="eps"),
                       stages=(_paper_stage(seed, lr=1e-4, steps=100_000, epochs=PAPER_EPOCHS, needs=(autoencoder,)),))
     return Recipe(
-        model="unet", config=SHIPPED_LATENT_UNET, loss=latent_loss, notes=notes,
+        model="conditioned_unet", config=SHIPPED_LATENT_UNET, loss=latent_loss, notes=notes,
         schedule=NEAR_THE_CONDITION if conditioned else dict(name="cosine", T=1000, prediction="v"),
-        stages=_diffusion_stages(profile, seed=seed, steps=(1_500, 3_500), batch=12, patch=128, last_patch=256,
+        stages=_diffusion_stages(profile, seed=seed, steps=(1_000, 1_500), batch=12, patch=128, last_patch=256,
                                  precision="no", objective=dict(drop=0.0 if conditioned else 1.0),
                                  needs=(autoencoder,)))
 

@@ -131,7 +131,8 @@ def _dry(s: Stage) -> Stage:
 
 def _narrow(config: dict[str, Any]) -> dict[str, Any]:
     """The same network with 32 channels at its widest resolution: it starts in seconds on any machine."""
-    return config | {k: min(config[k], 32) for k in ("width", "model_channels") if k in config}
+    inner = {k: _narrow(v) for k, v in config.items() if isinstance(v, dict)}
+    return config | inner | {k: min(config[k], 32) for k in ("width", "model_channels") if k in config}
 
 
 def first_process() -> bool:
