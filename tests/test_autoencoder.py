@@ -324,9 +324,9 @@ def test_learns_to_reconstruct_in_a_few_steps():
 
 
 def kept(size: int, count: int) -> np.ndarray:
-    """Which cosines of a block are the ``count`` lowest: by (1 + a)(1 + b), then by a, then by b."""
+    """Which cosines of a block are the ``count`` lowest: by a^2 + b^2, then by a, then by b."""
     a, b = np.indices((size, size))
-    order = np.lexsort((b.ravel(), a.ravel(), ((1 + a) * (1 + b)).ravel()))
+    order = np.lexsort((b.ravel(), a.ravel(), (a**2 + b**2).ravel()))
     mask = np.zeros(size * size, bool)
     mask[order[:count]] = True
     return mask.reshape(size, size)

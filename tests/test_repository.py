@@ -248,7 +248,7 @@ def test_words_that_do_not_belong_here(what):
         f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}"
         for path in texts()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        if re.search(FORBIDDEN[what], line)
+        if re.search(FORBIDDEN[what], line) and '"image/png"' not in line  # base64 spells anything
     ]
     assert not found, f"{what}:\n" + "\n".join(found)
 

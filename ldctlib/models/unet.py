@@ -71,6 +71,7 @@ class UNet(nn.Module):
     scale_shift_norm : the timestep scales and shifts the normalised features instead of being added to them.
     resblock_updown : resample inside residual blocks instead of by strided convolutions.
     learn_sigma : C more channels for the variance (Nichol & Dhariwal 2021); see :func:`split_prediction`.
+    out_channels : of the output, where it is not the prediction yet; None for C, or 2C with ``learn_sigma``.
     concat_channels : channels of a condition on the grid of x_t, concatenated behind it.
     context_dim : width of context tokens; spatial transformers then replace self-attention.
     context_channels : channels of a context *map* (needs ``context_dim``). A small strided convolution
@@ -98,6 +99,7 @@ class UNet(nn.Module):
         scale_shift_norm: bool = True,
         resblock_updown: bool = False,
         learn_sigma: bool = False,
+        out_channels: int | None = None,
         concat_channels: int = 0,
         context_dim: int | None = None,
         context_channels: int | None = None,
@@ -180,7 +182,7 @@ class UNet(nn.Module):
                     stage.append(res(c, c, "up") if resblock_updown else Upsample(c))
                 self.output_blocks.append(stage)
 
-        out_channels = in_channels * (2 if learn_sigma else 1)
+        out_channels = out_channels or in_channels * (2 if learn_sigma else 1)
         self.out = nn.Sequential(
             group_norm(c, norm_groups), nn.SiLU(), zeroed(nn.Conv2d(c, out_channels, 3, padding=1))
         )

@@ -38,7 +38,7 @@ SHIPPED_AUTOENCODER: dict[str, Any] = dict(width=32, channel_mult=[1, 2, 2], lat
 SHIPPED_LATENT_UNET: dict[str, Any] = dict(
     unet=dict(in_channels=24, model_channels=32, channel_mult=[3, 2, 1, 1], num_res_blocks=1, attention_at=[8],
               num_head_channels=32, context_channels=24, context_dim=64, norm_groups=8),
-    features=64, width=32, channel_mult=[1, 2, 2], blocks=2, stem=2, gain=16.0, norm_groups=8)
+    features=64, width=32, channel_mult=[1, 2, 2], blocks=2, stem=2, gain=16.0, code_gain=1 / 0.15, norm_groups=8)
 """The condition is the code of the low-dose image, and features of the image that are learnt along: the code alone,
 made for clean images, has lost what tells noise from anatomy."""
 
@@ -254,7 +254,7 @@ def _latent(profile: str, *, autoencoder: str, seed: int, conditioned: bool = Tr
     return Recipe(
         model="conditioned_unet", config=SHIPPED_LATENT_UNET, loss=latent_loss, notes=notes,
         schedule=NEAR_THE_CONDITION if conditioned else dict(name="cosine", T=1000, prediction="v"),
-        stages=_diffusion_stages(profile, seed=seed, steps=(1_000, 1_500), batch=12, patch=128, last_patch=256,
+        stages=_diffusion_stages(profile, seed=seed, steps=(700, 500), batch=12, patch=128, last_patch=256,
                                  precision="no", objective=dict(drop=0.0 if conditioned else 1.0),
                                  needs=(autoencoder,)))
 
