@@ -117,8 +117,6 @@ METHODS: dict[str, Method] = {m.name: m for m in (
            diffusion.man, "man"),
     Method("man_fast", "MAN, one step", "latent diffusion", "Fang et al., MAN", TRAINED_HERE, 1,
            partial(diffusion.man, steps=1), "man"),
-    Method("man_simple", "MAN on the simple autoencoder", "latent diffusion", "Fang et al., MAN, Table 2",
-           TRAINED_HERE, 30, partial(diffusion.man, name="man_simple"), "man_simple"),
     Method("ddpm", "Pixel DDPM, 30 DDIM steps", "pixel diffusion", "Ho et al. 2020; Saharia et al. 2021",
            TRAINED_HERE, 30, diffusion.ddpm, "ddpm"),
 )}

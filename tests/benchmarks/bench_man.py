@@ -117,7 +117,7 @@ def measure(name: str, a: argparse.Namespace) -> dict:
                 found[part] = sum(p.numel() for p in getattr(model, part).parameters())
             x, size = ldct.to(device), (a.size, a.size)
             z = model.encode(x)
-            found["encode"], _ = seconds(lambda: model.encode(x), a.device, a.repeats)
+            found["encode"], _ = seconds(lambda: model.condition(x), a.device, a.repeats)
             found["step"], _ = between_steps(model.steps(x, steps=30, generator=generator), 5, a.device)
             found["decode"], _ = seconds(lambda: model.decode(z, size), a.device, a.repeats)
         else:
@@ -191,7 +191,7 @@ def gather(folder: Path) -> list[str]:
     for name in ("redcnn", "nafnet", "autoencoder_perceptual", "man", "ddpm"):
         target = folder / f"{name}.safetensors"
         r = recipes.recipe(name, "train")
-        needed = [other for stage in r.stages for other in stage.needs if r.model == "unet"]
+        needed = [other for stage in r.stages for other in stage.needs if r.schedule is not None]
         try:
             if not set(needed) & set(made):
                 shutil.copy(checkpoints.shipped(name), target)
