@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,12 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("LDCT_REAL_DATA does not name a folder of real scans")
     return Path(folder)
+
+
+@pytest.fixture
+def one_thread():
+    """Bit equality needs one order of summation, so one number of threads, here as in the subprocesses."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -33,13 +33,7 @@ PIXEL_UNET = dict(in_channels=1, model_channels=8, channel_mult=[1, 2], num_res_
 BANKS = dict(patch=32, size=96, slices=4, photographs=2, noises=2)
 FAMILY = ("autoencoder_simple", "autoencoder_perceptual", "man")
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def shrunk(name: str, profile: str) -> recipes.Recipe:

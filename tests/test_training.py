@@ -30,14 +30,7 @@ from ldctlib.training import STATE_FORMAT, TrainConfig, train
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS, KILL_STEPS = 40, 120
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit equality needs one order of summation, so one number of threads, here as in the subprocesses."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Pairs(Dataset):

@@ -65,9 +65,9 @@ class Conditional:
         """What the network is told, computed once for all steps; ``none`` asks for the prior alone."""
         centre = self.encode(ldct_hu)
         code = torch.zeros_like(centre) if none else centre * self.spread
-        return Condition(centre, self._given(code, ldct_hu))
+        return Condition(centre, self._given(code, ldct_hu, none))
 
-    def _given(self, code: Tensor, ldct_hu: Tensor) -> dict[str, Tensor]:
+    def _given(self, code: Tensor, ldct_hu: Tensor, none: bool) -> dict[str, Tensor]:
         given = {"concat": code} if self.unet.concat_channels else {}
         return given | ({"context": code} if self.unet.context_channels else {})
 
@@ -125,11 +125,12 @@ class Latent(Conditional):
     def _padded(self, ldct_hu: Tensor) -> Tensor:
         return pad_to_multiple(self.range.to_model(ldct_hu.to(self.device)), self.autoencoder.factor * self.unet.factor)
 
-    def _given(self, code: Tensor, ldct_hu: Tensor) -> dict[str, Tensor]:
+    def _given(self, code: Tensor, ldct_hu: Tensor, none: bool) -> dict[str, Tensor]:
         if not isinstance(self.unet, ConditionedUNet):
-            return super()._given(code, ldct_hu)
-        told = bool(code.any())  # or the prior alone: an image of zeros, as in training
-        return {"code": code, "features": self.unet.encode(self._padded(ldct_hu) * told)}
+            return super()._given(code, ldct_hu, none)
+        image = self._padded(ldct_hu)
+        # the prior alone was trained with an image of zeros
+        return {"code": code, "features": self.unet.encode(torch.zeros_like(image) if none else image)}
 
     def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
         return self.range.from_model(self.autoencoder.decode(self.autoencoder.unscale(x0 * self.spread), size))
@@ -209,7 +210,7 @@ def round_trip(*, device, name: str = "autoencoder_perceptual", path=None, batch
     span = checkpoint.range
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        return torch.cat([span.from_model(model(span.to_model(x))[0]).to(x.device)
+        return torch.cat([span.from_model(model(span.to_model(x.to(device)))[0]).to(x.device)
                           for x in ldct.split(batch)])
 
     return denoise

@@ -35,10 +35,17 @@ SHIPPED_AUTOENCODER: dict[str, Any] = dict(width=32, channel_mult=[1, 2, 2], lat
                                            attention_at=[4], stem=2, shortcut=True, norm_groups=8)
 """f = 8 with 24 channels, 3/8 of the image's numbers: with 16, the finest structures of sharp kernels are lost."""
 
+NEAR_THE_CONDITION: dict[str, Any] = dict(name="cosine", T=1000, prediction="v", centred=True, spread=0.15)
+"""v instead of Eq. 7's eps: at t = T of the cosine schedule x0 from eps is a division by nearly zero. The condition is
+known and lies within about ``spread`` of x0: so the network is asked for the difference (objective.centred), in units
+in which that is about 1. Without a weight by SNR: it would take away the times at which the condition is all there is.
+"""
+
 SHIPPED_LATENT_UNET: dict[str, Any] = dict(
     unet=dict(in_channels=24, model_channels=32, channel_mult=[3, 2, 1, 1], num_res_blocks=1, attention_at=[8],
               num_head_channels=32, context_channels=24, context_dim=64, norm_groups=8),
-    features=64, width=32, channel_mult=[1, 2, 2], blocks=2, stem=2, gain=16.0, code_gain=1 / 0.15, norm_groups=8)
+    features=64, width=32, channel_mult=[1, 2, 2], blocks=2, stem=2, gain=16.0,
+    code_gain=1 / NEAR_THE_CONDITION["spread"], norm_groups=8)
 """The condition is the code of the low-dose image, and features of the image that are learnt along: the code alone,
 made for clean images, has lost what tells noise from anatomy."""
 
@@ -55,12 +62,6 @@ PAPER_LATENT_UNET: dict[str, Any] = dict(in_channels=4, model_channels=192, chan
 PAPER_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=128, channel_mult=[1, 1, 2, 2, 4, 4],
                                         num_res_blocks=2, attention_at=[32], concat_channels=1)
 PAPER_EPOCHS = 600
-
-NEAR_THE_CONDITION: dict[str, Any] = dict(name="cosine", T=1000, prediction="v", centred=True, spread=0.15)
-"""v instead of Eq. 7's eps: at t = T of the cosine schedule x0 from eps is a division by nearly zero. The condition is
-known and lies within about ``spread`` of x0: so the network is asked for the difference (objective.centred), in units
-in which that is about 1. Without a weight by SNR: it would take away the times at which the condition is all there is.
-"""
 
 # ---------------------------------------------------------------- autoencoders
 
@@ -111,8 +112,7 @@ def _autoencoder(profile: str, *, kl: float, perceptual: float, seed: int) -> Re
     common: dict[str, Any] = dict(mixed_precision="bf16", betas=(0.9, 0.99), seed=seed,
                                   log_every=10 if small else 100, checkpoint_every=500)
     patches = PatchConfig(seed=100 + seed, patch=64 if small else 128, full_sd_hu=FULL_DOSE_SD_HU,
-                          photograph_share=0.2,
-                          **(SMALL_BANKS if small else {}))
+                          photograph_share=0.2, **(SMALL_BANKS if small else {}))
     notes = dict(target="the noise-free image of a full-dose one")
     fixed: dict[str, Any] = dict(kl=kl, ramp=None)
     # section 3.2: from 0 to the final weights over the first half of the epochs
@@ -176,7 +176,7 @@ def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> Lo
             kept = torch.rand(len(condition), generator=generator, device=generator.device) >= drop
             low, condition = (x * kept.to(x)[:, None, None, None] for x in (low, condition))
         given = latent_conditions(r, condition, low)
-        return _in_spread(r, z0, condition, lambda z_t, t: model(z_t, t, **given))
+        return z0, condition, lambda z_t, t: model(z_t, t, **given)
 
     return _diffusion(r, bind)
 
@@ -194,24 +194,27 @@ def pixel_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> Los
 
     def bind(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
         x0, low = (r.range.to_model(batch[key]) for key in ("clean_hu", "ldct_hu"))
-        return _in_spread(r, x0, low, lambda x_t, t: model(x_t, t, concat=low))
+        return x0, low, lambda x_t, t: model(x_t, t, concat=low)
 
     return _diffusion(r, bind)
 
 
-def _in_spread(r: Recipe, x0: Tensor, condition: Tensor, network: objective.Network):
-    """x0 in units of ``spread``, and the network centred on the condition if the recipe's schedule says so."""
-    described, x0 = r.schedule, x0 / r.schedule.get("spread", 1.0)
-    if described.get("centred"):
-        network = objective.centred(network, schedule.named(described["name"], described["T"]),
-                                    condition / described.get("spread", 1.0), described["prediction"])
-    return x0, network
-
-
 def _diffusion(r: Recipe, bind: Callable) -> LossFunction:
+    """The loss of ``bind(model, batch, generator) -> (x0, condition, network)`` by the recipe's schedule.
+
+    x0 is taken in units of its ``spread``, the network centred on the condition if it says so.
+    """
     described = r.schedule
-    return objective.loss_fn(schedule.named(described["name"], described["T"]), bind,
-                             prediction=described["prediction"])
+    plan = schedule.named(described["name"], described["T"])
+    spread, prediction = described.get("spread", 1.0), described["prediction"]
+
+    def near(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
+        x0, condition, network = bind(model, batch, generator)
+        if described.get("centred"):
+            network = objective.centred(network, plan, condition / spread, prediction)
+        return x0 / spread, network
+
+    return objective.loss_fn(plan, near, prediction=prediction)
 
 
 def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch: int, patch: int,
@@ -223,16 +226,14 @@ def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch:
     patches = PatchConfig(seed=200 + seed, patch=64 if small else patch, photograph_share=0.25,
                           **(SMALL_BANKS if small else {}))
     stable, decay = (40, 40) if small else steps
-    last = replace(patches, seed=1200 + seed)
+    last, at_last = replace(patches, seed=1200 + seed), {}
     if last_patch and not small:  # group norms and attention see at the end what whole slices are like
         last = replace(last, patch=last_patch)
-        common_last = common | dict(batch_size=max(1, batch * patch**2 // last_patch**2))
-    else:
-        common_last = common
+        at_last = dict(batch_size=max(1, batch * patch**2 // last_patch**2))
     return (
         Stage("stable", TrainConfig(steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4), schedule="constant",
                                     **common), patches, **others),
-        Stage("decay", TrainConfig(steps=decay, lr=1e-3, **common_last), last, **others),
+        Stage("decay", TrainConfig(steps=decay, lr=1e-3, **common | at_last), last, **others),
     )
 
 

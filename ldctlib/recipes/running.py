@@ -96,8 +96,7 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
                          state_path=state, init_from=first, max_seconds=left, progress=progress):
             yield s.name, log
         if first_process():
-            averaged = log.ema_model()
-            measured = r.measure(averaged, r, samples) if r.measure else {}
+            measured = r.measure(log.ema_model(), r, samples) if r.measure else {}
             save(target, log.ema_state_dict(), replace(r, config=r.config | measured), profile, i, log.step)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # the next stage starts from this file

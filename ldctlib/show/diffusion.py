@@ -14,7 +14,7 @@ import numpy as np
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.show import figures
 from ldctlib.show.figures import plane
-from ldctlib.show.widgets import WIPE_COLOUR, Panel, _panel, grey
+from ldctlib.show.widgets import WIPE_COLOUR, Panel, grey, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 if TYPE_CHECKING:
@@ -176,4 +176,4 @@ def scrubber(walk: Sequence[Look], *, window: Window = SOFT_TISSUE) -> Panel:
                        r"decoded $\hat z_0$": [walk[i].x0_hat_hu for i in chosen]},
                       [f"step {i + 1}, t = {walk[i].t}" for i in chosen], window=window)
 
-    return _panel(controls, lambda step: render_step(walk, step, window), figure)
+    return panel(controls, lambda step: render_step(walk, step, window), figure)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.show.figures import DIFFERENCE, DPI, WIDTH, plane, rows
-from ldctlib.show.widgets import Panel, _panel, grey
+from ldctlib.show.widgets import Panel, grey, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 if TYPE_CHECKING:
@@ -194,4 +194,4 @@ def latent_walk(decode: Decode, start: Tensor, end: Tensor, *, window: Window = 
                   for b, c, s in stations.values()]  # fmt: skip
         return rows(dict(zip(stations, decode(torch.cat(points)), strict=True)), window=window)
 
-    return _panel(controls, render, figure)
+    return panel(controls, render, figure)

@@ -94,7 +94,7 @@ def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
         chosen = sorted({depth // 4, depth // 2, 3 * depth // 4})
         return rows({f"slice {i}": volume_hu[i] for i in chosen}, window=window)
 
-    return _panel(controls, render, figure)
+    return panel(controls, render, figure)
 
 
 def wipe(before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE,
@@ -108,7 +108,7 @@ def wipe(before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE,
                                   style={"description_width": "initial"})
     }  # fmt: skip
     images = {names[0]: before_hu, names[1]: after_hu}
-    return _panel(
+    return panel(
         controls,
         lambda fraction: render_wipe(before_hu, after_hu, fraction, window),
         lambda: rows(images, window=window),
@@ -130,10 +130,10 @@ def dose_slider(scans_hu: Mapping[float, Any], reference_hu: Any, *, window: Win
         chosen = sorted({doses[0], doses[len(doses) // 2], doses[-1]}, reverse=True)
         return rows({f"dose {dose:.3g}": scans_hu[dose] for dose in chosen}, window=window)
 
-    return _panel(controls, lambda dose: render_dose(scans_hu, dose, window, reference_hu), figure)
+    return panel(controls, lambda dose: render_dose(scans_hu, dose, window, reference_hu), figure)
 
 
-def _panel(controls: dict[str, Any], render: Callable[..., np.ndarray], figure: Callable[[], Any]) -> Panel:
+def panel(controls: dict[str, Any], render: Callable[..., np.ndarray], figure: Callable[[], Any]) -> Panel:
     """Redraw the image from all controls whenever one changes."""
     import ipywidgets as w
 
