@@ -16,23 +16,27 @@ from ldctlib.diffusion import samplers
 from ldctlib.diffusion.objective import noise_predictor, q_sample
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.methods.diffusion import Conditional, Latent
+from ldctlib.models.conditioned_unet import ConditionedUNet
+from ldctlib.models.nafnet import NAFNet
 from ldctlib.models.unet import UNet
 from ldctlib.units import Range
 
-RANGE = Range(-1000.0, 1000.0)
+RANGE, OTHER = Range(-1000.0, 1000.0), Range(-360.0, 440.0)
 AUTOENCODER = dict(width=8, channel_mult=[1, 2], latent_channels=3, blocks=1, attention_at=[2], stem=2, shortcut=True,
                    norm_groups=4, latent_scale=1.7)
 LATENT = dict(in_channels=3, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[2], num_heads=1,
               concat_channels=3, context_channels=3, context_dim=8, norm_groups=4)
 PIXELS = dict(in_channels=1, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[],
               concat_channels=1, norm_groups=4)
+TOLD = dict(unet={k: v for k, v in LATENT.items() if k != "concat_channels"}, gain=5.0)
+NAFNET = dict(width=8, shuffle=2, encoder=[1], middle=1, decoder=[1], patch=16)
 COSINE = dict(name="cosine", T=1000, prediction="v")
 CENTRED = COSINE | dict(centred=True, spread=0.2)
 DIFFUSION = [name for name, m in methods.METHODS.items() if m.family.endswith("diffusion")]
 CPU = torch.device("cpu")
 
 
-def write(path: Path, model: str, config: dict, *, schedule=None, seed: int = 0, **notes) -> Path:
+def write(path: Path, model: str, config: dict, *, schedule=None, seed: int = 0, units=RANGE, **notes) -> Path:
     """A checkpoint of random weights; a U-Net's own would predict exactly 0."""
     torch.manual_seed(seed)
     network = checkpoints.model_class(model)(**config)
@@ -41,7 +45,7 @@ def write(path: Path, model: str, config: dict, *, schedule=None, seed: int = 0,
             if model != "autoencoder":
                 p.add_(0.05 * torch.randn(p.shape))
     trained_on = dict.fromkeys(checkpoints.PROVENANCE, 0) | notes
-    return checkpoints.save(path, network, model=model, config=config, units=RANGE, schedule=schedule,
+    return checkpoints.save(path, network, model=model, config=config, units=units, schedule=schedule,
                             trained_on=trained_on, quality={}, dtype=torch.float32)
 
 
@@ -169,36 +173,62 @@ def test_steps_are_those_of_a_sampler_bound_by_hand(folder, start):
     torch.testing.assert_close(whole, decoded, rtol=1e-4, atol=1e-2)
 
 
-def test_features_of_the_image_are_made_once_for_all_steps(folder, tmp_path, monkeypatch):
-    """A conditioned U-Net gives the same from the image and from its features, and its encoder runs once."""
-    from ldctlib.models.conditioned_unet import ConditionedUNet
-
-    config = dict(unet={k: v for k, v in LATENT.items() if k != "concat_channels"}, features=4, width=8,
-                  channel_mult=[1, 2], stem=2, norm_groups=4)
-    uses = checkpoints.load(folder / "man.safetensors").trained_on["uses"]
-    path = write(tmp_path / "own.safetensors", "conditioned_unet", config, schedule=CENTRED, uses=uses)
-    encoded, encode = [], ConditionedUNet.encode
-
-    def spy(self, image):
-        encoded.append(image)
-        return encode(self, image)
-
-    monkeypatch.setattr(ConditionedUNet, "encode", spy)
-    model, x = Latent(path, CPU), image(24, 16)
+def test_an_estimate_is_the_centre(folder, tmp_path, monkeypatch):
+    """The regression network runs once an image; the U-Net is told both codes, and both matter."""
+    uses = dict(checkpoints.load(folder / "man.safetensors").trained_on["uses"])
+    estimator = write(tmp_path / "nafnet.safetensors", "nafnet", NAFNET, seed=3, units=OTHER)
+    uses["nafnet"] = checkpoints.load(estimator).sha256
+    path = write(tmp_path / "own.safetensors", "conditioned_unet", TOLD, schedule=CENTRED, uses=uses)
+    passes, forward = [], NAFNet.forward
+    monkeypatch.setattr(NAFNet, "forward", lambda self, x: passes.append(len(x)) or forward(self, x))
+    model, x = Latent(path, CPU), image(2, 1, 24, 16)
     with torch.no_grad():
         steps = list(model.steps(x, steps=3, generator=seeded(1)))
-        assert len(encoded) == 1 and len(steps) == 3
+        assert passes == [1, 1] and len(steps) == 3  # slice by slice, not step by step
         told = model.condition(x)
-        z_t = torch.randn(told.centre.shape, generator=seeded(2))
-        t = torch.tensor([500])
-        whole = model.unet(z_t, t, told.given["code"], image=RANGE.to_model(x))
-        torch.testing.assert_close(model.unet(z_t, t, **told.given), whole, rtol=1e-5, atol=1e-6)
-        other = model.unet(z_t, t, told.given["code"], image=RANGE.to_model(x + 20))
-        assert float((other - whole).abs().max()) > 1e-4  # the image does matter
-    with pytest.raises(ShapeError, match="image or its features"):
-        model.unet(z_t, t, told.given["code"])
-    with pytest.raises(ShapeError, match="multiples of 4"):
-        model.unet.encode(torch.zeros(1, 1, 10, 8))
+        first = OTHER.from_model(forward(checkpoints.build(estimator), OTHER.to_model(x)))
+        torch.testing.assert_close(model.estimate(x), first, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(told.centre, model.encode(first), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(told.given["centre"], model.encode(first) * model.spread, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(told.given["code"], model.encode(x) * model.spread)
+        z_t, t = torch.randn(told.centre.shape, generator=seeded(2)), 500
+        whole = model.unet(z_t, t, **told.given)
+        for name in told.given:
+            other = model.unet(z_t, t, **told.given | {name: told.given[name] + 0.1})
+            assert float((other - whole).abs().max()) > 1e-4
+    write(tmp_path / "nafnet.safetensors", "nafnet", NAFNET, seed=4, units=OTHER)
+    with pytest.raises(CheckpointError, match="another nafnet.*told something else"):
+        Latent(path, CPU)
+    estimator.rename(folder / "nafnet.safetensors")  # the wrong one beside it, and the right one shipped: that one
+    write(tmp_path / "nafnet.safetensors", "nafnet", NAFNET, seed=4, units=OTHER)
+    write(folder / "nafnet.safetensors", "nafnet", NAFNET, seed=3, units=OTHER)
+    with torch.no_grad():
+        torch.testing.assert_close(Latent(path, CPU).estimate(x), first, rtol=1e-4, atol=1e-2)
+    (folder / "nafnet.safetensors").unlink()
+
+
+def test_draws_share_a_condition(folder):
+    model, x = Latent(folder / "man.safetensors", CPU), image(2, 1, 24, 16)
+    with torch.no_grad():
+        one = list(model.steps(x.repeat_interleave(3, dim=0), steps=3, generator=seeded(1)))[-1].x0_hat
+        three = list(model.steps(x, steps=3, draws=3, generator=seeded(1)))[-1].x0_hat
+    torch.testing.assert_close(three, one, rtol=1e-4, atol=1e-4)
+    assert float((three[0] - three[1]).abs().max()) > 1e-2
+
+
+def test_a_conditioned_unet_is_its_three_maps():
+    torch.manual_seed(0)
+    network = ConditionedUNet(**TOLD)
+    assert network.factor == 2 and network.in_channels == 3
+    x_t, code, centre = torch.randn(3, 2, 3, 8, 8)
+    assert not network(x_t, 500, code, centre).any()  # as every U-Net begins
+    maps = torch.randn(2, 9, 8, 8)
+    network.unet.forward = lambda *arguments, **given: maps
+    plain, of_removed, of_x_t = maps.split(3, dim=1)
+    expected = plain + of_removed * 5.0 * (code - centre) + of_x_t * x_t
+    torch.testing.assert_close(network(x_t, 500, code, centre), expected)
+    with pytest.raises(ShapeError, match="one shape"):
+        network(x_t, 500, code[:, :2], centre)
     with pytest.raises(ParameterError, match="leave it out"):
         ConditionedUNet(LATENT)
 
@@ -249,7 +279,8 @@ def test_start_has_no_condition_and_begins_mid_chain(folder, tmp_path, monkeypat
 
     monkeypatch.setattr(UNet, "forward", spy)
     x = image(32, 32)
-    path = write(tmp_path / "prior.safetensors", "unet", LATENT, schedule=COSINE, seed=10, keep=0.25,
+    alone = {k: v for k, v in LATENT.items() if not k.startswith(("concat", "context"))}
+    path = write(tmp_path / "prior.safetensors", "unet", alone, schedule=COSINE, seed=10, keep=0.25,
                  condition="start: none", uses=checkpoints.load(folder / "man.safetensors").trained_on["uses"])
     with pytest.raises(ParameterError, match="nothing of the image left"):
         methods.load("man", path=path, start=1000)
@@ -257,7 +288,7 @@ def test_start_has_no_condition_and_begins_mid_chain(folder, tmp_path, monkeypat
         seen.clear()
         methods.load("man", path=path, condition="start", steps=3, **options)(x, generator=seeded(4))
         assert [t for _, t, _ in seen] == [first, first * 2 // 3, first // 3]
-        assert all(not c.any() for _, _, given in seen for c in given.values()) and len(seen[0][2]) == 2
+        assert not any(given for _, _, given in seen)
         model = Latent(path, CPU)
         with torch.no_grad():
             z = model.encode(x)

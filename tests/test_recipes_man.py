@@ -9,25 +9,27 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ldctlib import checkpoints, recipes
+from ldctlib import checkpoints, methods, recipes
 from ldctlib.data.patches import NoisePatches
 from ldctlib.errors import CheckpointError
+from ldctlib.models.conditioned_unet import ConditionedUNet
 from ldctlib.recipes import man, running
+from ldctlib.units import Range
 
+OTHER = Range(-360.0, 440.0)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 AUTOENCODER = dict(width=8, channel_mult=[1, 2], latent_channels=4, blocks=1, attention_at=[2], stem=2, shortcut=True,
                    norm_groups=4)
 CONDITIONED = dict(unet=dict(in_channels=4, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[2],
-                             num_heads=1, context_channels=4, context_dim=8, norm_groups=4),
-                   features=4, width=8, channel_mult=[1, 2], stem=2, norm_groups=4)
+                             num_heads=1, context_channels=4, context_dim=8, norm_groups=4), gain=5.0)
 PIXEL_UNET = dict(in_channels=1, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[],
                   concat_channels=1, norm_groups=4)
 BANKS = dict(patch=32, size=96, slices=4, photographs=2, noises=2)
@@ -80,10 +82,11 @@ def test_each_uses_what_was_trained_before_it(trained):
     uses = {name: c.trained_on.get("uses", {}) for name, c in loaded.items()}
     assert uses["autoencoder_simple"] == uses["ddpm"] == {}
     assert uses["autoencoder_perceptual"] == {"autoencoder_simple": loaded["autoencoder_simple"].sha256}
-    assert uses["man"] == {"autoencoder_perceptual": loaded["autoencoder_perceptual"].sha256}
+    assert uses["man"] == {"autoencoder_perceptual": loaded["autoencoder_perceptual"].sha256,
+                           "nafnet": checkpoints.load(checkpoints.shipped("nafnet")).sha256}
     for c in loaded.values():
         assert c.trained_on["profile"] == "workshop" and c.trained_on["steps"] == 8
-    assert loaded["man"].schedule == man.NEAR_THE_CONDITION
+    assert loaded["man"].schedule == man.NEAR_THE_ESTIMATE
     assert loaded["autoencoder_simple"].schedule is None
     assert loaded["man"].trained_on["condition"].startswith("simulated") and loaded["man"].trained_on["keep"] == 0.25
     assert loaded["ddpm"].range == man.DDPM_RANGE and loaded["autoencoder_simple"].range == recipes.HU_RANGE
@@ -124,7 +127,7 @@ def test_scaled_codes_have_unit_variance(trained, name):
 
 
 def test_stopped_and_continued_equals_uninterrupted(trained, tmp_path, monkeypatch):
-    """A latent recipe draws codes, times and dropped conditions: each a function of the step alone."""
+    """A latent recipe draws codes, times and noises: each a function of the step alone."""
     shutil.copy(trained / "autoencoder_perceptual.safetensors", tmp_path)
     monkeypatch.setattr(running, "perf_counter", lambda: 0.0)  # so that it is the loop that runs out of time
     assert finish("man", tmp_path, max_seconds=1e-9) == [("stable", 1)]
@@ -135,6 +138,14 @@ def test_stopped_and_continued_equals_uninterrupted(trained, tmp_path, monkeypat
     whole, parts = (checkpoints.load(folder / "man.safetensors") for folder in (trained, tmp_path))
     assert all(torch.equal(whole.state_dict[k], parts.state_dict[k]) for k in whole.state_dict)
     assert whole.trained_on["steps"] == parts.trained_on["steps"] == 8
+
+
+def test_a_stage_does_not_go_on_with_another_network(trained, tmp_path):
+    shutil.copy(trained / "autoencoder_perceptual.safetensors", tmp_path)
+    finish("man", tmp_path, stage="stable")
+    shutil.copy(trained / "autoencoder_simple.safetensors", tmp_path / "autoencoder_perceptual.safetensors")
+    with pytest.raises(CheckpointError, match="another autoencoder_perceptual than there is now"):
+        finish("man", tmp_path, stage="decay")
 
 
 # ---------------------------------------------------------------- losses
@@ -185,21 +196,28 @@ def test_the_simple_autoencoder_has_a_fixed_kl_weight_and_no_features(trained):
             assert float(terms["mse"]) == pytest.approx(error, rel=1e-6)
 
 
-class Spy(torch.nn.Module):
+class Spy(ConditionedUNet):
     """A U-Net's place: remembers what it is given, answers with a number that is learnt."""
 
     def __init__(self):
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.answer = torch.nn.Parameter(torch.zeros(()))
         self.seen = []
 
-    def forward(self, z_t, t, code, *, image):
-        self.seen.append((z_t, t, code, image))
+    def forward(self, z_t, t, code, centre):
+        self.seen.append((z_t, t, code, centre))
         return z_t * 0 + self.answer
 
 
-def latent_call(trained, monkeypatch, *, drop: float, batch: int = 2):
-    """(z0, what the network saw, autoencoder's checkpoint, batch) of one call of the latent loss."""
+class Halver(torch.nn.Module):
+    """An estimator that can be told from the image and from the truth."""
+
+    def forward(self, x):
+        return 0.5 * x
+
+
+def latent_call(trained, monkeypatch, *, draws: int = 1, estimator: bool = True):
+    """(z0, what the network saw, autoencoder, batch) of one call of the latent loss."""
     found = {}
 
     def loss_fn(schedule, bind, **options):
@@ -212,49 +230,56 @@ def latent_call(trained, monkeypatch, *, drop: float, batch: int = 2):
 
     monkeypatch.setattr(man.objective, "loss_fn", loss_fn)
     c = checkpoints.load(trained / "autoencoder_perceptual.safetensors")
+    needed = {"autoencoder_perceptual": c}
+    autoencoder = checkpoints.build(c)
+    if estimator:
+        needed["nafnet"] = replace(checkpoints.load(checkpoints.shipped("nafnet")), units=asdict(OTHER))
+        networks = {"autoencoder": autoencoder, "nafnet": Halver()}
+        monkeypatch.setattr(man.checkpoints, "build", lambda c: networks[c.model])
     r = recipes.recipe("man", "workshop")
-    stage = replace(r.stages[0], objective={"drop": drop})
+    stage = replace(r.stages[0], objective={"draws": draws})
     generator = torch.Generator().manual_seed(3)
-    clean = 60 * torch.randn(batch, 1, 32, 32, generator=generator)
+    clean = 60 * torch.randn(2, 1, 32, 32, generator=generator)
     images = {"clean_hu": clean, "ldct_hu": clean + 30 * torch.randn(clean.shape, generator=generator)}
     spy = Spy()
-    value = r.loss(r, stage, {"autoencoder_perceptual": c})(spy, images, torch.Generator().manual_seed(9))
-    return found | {"spy": spy, "checkpoint": c, "images": images, "loss": value}
+    value = r.loss(r, stage, needed)(spy, images, torch.Generator().manual_seed(9))
+    assert len(spy.seen) == 1 and torch.isfinite(value)
+    return found | {"spy": spy, "autoencoder": autoencoder, "checkpoint": c, "images": images}
 
 
-def test_latents_are_samples_of_the_clean_image_and_the_condition_is_the_low_dose_mean(trained, monkeypatch):
-    call = latent_call(trained, monkeypatch, drop=0.0)
-    c, images = call["checkpoint"], call["images"]
-    model = checkpoints.build(c)
+@pytest.mark.parametrize("estimator", (False, True))
+def test_latents_are_samples_of_the_clean_image_and_conditions_the_low_dose_means(trained, monkeypatch, estimator):
+    call = latent_call(trained, monkeypatch, estimator=estimator)
+    c, images, model = call["checkpoint"], call["images"], call["autoencoder"]
+    low = images["ldct_hu"]
     with torch.no_grad():
-        clean, low = (model.encode(c.range.to_model(images[key])) for key in ("clean_hu", "ldct_hu"))
+        clean, ldct, first = (model.encode(c.range.to_model(x)) for x in (
+            images["clean_hu"], low, OTHER.from_model(0.5 * OTHER.to_model(low))))
     noise = torch.randn(clean.mean.shape, generator=torch.Generator().manual_seed(9))
-    scale = c.config["latent_scale"]
-    spread = man.NEAR_THE_CONDITION["spread"]
+    scale, spread = c.config["latent_scale"], man.NEAR_THE_ESTIMATE["spread"]
     torch.testing.assert_close(call["z0"], scale * (clean.mean + clean.std * noise) / spread, rtol=1e-3, atol=1e-3)
-    (z_t, t, concat, image), = call["spy"].seen
-    # the network was called with z_t = 0, and sees its difference from the condition
-    signal, _ = call["schedule"].scales(t, concat)
-    torch.testing.assert_close(z_t, -signal * scale * low.mean / spread, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(concat, scale * low.mean, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(image, c.range.to_model(images["ldct_hu"]))
-    # and not the identity leak: the condition is no code of the clean image
-    assert float((concat - scale * clean.mean).std()) > 100 * 1e-4
+    (z_t, t, code, centre), = call["spy"].seen
+    torch.testing.assert_close(code, scale * ldct.mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(centre, scale * (first if estimator else ldct).mean, rtol=1e-3, atol=1e-4)
+    # the network was called with z_t = 0, and sees its difference from the centre
+    signal, _ = call["schedule"].scales(t, centre)
+    torch.testing.assert_close(z_t, -signal * centre / spread, rtol=1e-3, atol=1e-3)
+    # and not the identity leak: no condition is a code of the clean image
+    assert all(float((x - scale * clean.mean).std()) > 100 * 1e-4 for x in (code, centre))
     assert call["schedule"].T == 1000 and call["options"] == {"prediction": "v"}
 
 
-def test_dropped_conditions_are_zero_in_their_share(trained, monkeypatch):
-    for drop in (0.0, 0.3, 1.0):
-        call = latent_call(trained, monkeypatch, drop=drop, batch=1000)
-        (_, _, concat, image), = call["spy"].seen
-        zero = (concat == 0).flatten(1).all(1)
-        assert torch.equal(zero, (concat == 0).flatten(1).any(1))  # a whole condition or nothing of it
-        assert torch.equal(zero, (image == 0).flatten(1).all(1))
-        # binomial: sd 1.4 % at 0.3, four of them
-        assert abs(float(zero.float().mean()) - drop) <= (0.058 if 0 < drop < 1 else 0)
+def test_codes_are_used_with_several_draws(trained, monkeypatch):
+    one, three = (latent_call(trained, monkeypatch, draws=n) for n in (1, 3))
+    torch.testing.assert_close(three["z0"], one["z0"].repeat(3, 1, 1, 1))
+    for a, b in zip(one["spy"].seen[0][2:], three["spy"].seen[0][2:], strict=True):
+        torch.testing.assert_close(b, a.repeat(3, 1, 1, 1))
+    # so that an image's times lie a third of T apart, and not side by side
+    t = man.objective.sample_times(man.schedule.named("cosine", 1000), 6, generator=torch.Generator().manual_seed(0))
+    assert all(abs(int(t[i] - t[i + 2])) % 1000 in (333, 334, 666, 667) for i in range(4))
 
 
-def test_the_autoencoder_is_not_trained_along(trained, monkeypatch):
+def test_what_makes_the_codes_is_not_trained_along(trained, monkeypatch):
     built = []
 
     def build(*arguments, **options):
@@ -265,16 +290,40 @@ def test_the_autoencoder_is_not_trained_along(trained, monkeypatch):
     monkeypatch.setattr(man.checkpoints, "build", build)
     r = recipes.recipe("man", "workshop")
     c = checkpoints.load(trained / "autoencoder_perceptual.safetensors")
-    loss = r.loss(r, r.stages[0], {"autoencoder_perceptual": c})
-    (autoencoder,) = built
-    before = {k: v.clone() for k, v in autoencoder.state_dict().items()}
+    loss = r.loss(r, r.stages[0], {"autoencoder_perceptual": c,
+                                   "nafnet": checkpoints.load(checkpoints.shipped("nafnet"))})
+    assert len(built) == 2
+    before = [{k: v.clone() for k, v in network.state_dict().items()} for network in built]
     unet, dataset = recipes.new_model(r), NoisePatches(r.stages[0].patches)
     options = replace(r.stages[0].train, device="cpu", steps=2)
     for _ in running.train(unet, loss, dataset, options, progress=False):
         pass
-    assert all(p.grad is None and not p.requires_grad for p in autoencoder.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in autoencoder.state_dict().items())
+    for network, kept in zip(built, before, strict=True):
+        assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+        assert all(torch.equal(v, kept[k]) for k, v in network.state_dict().items())
     assert any(bool(p.detach().abs().sum()) for n, p in unet.named_parameters() if ".out." in n)  # it learnt
+
+
+def test_the_prior_alone_is_told_nothing(trained, monkeypatch, tmp_path):
+    """man_start: its network takes no condition, and sampling starts from the low-dose code."""
+    small = dict(in_channels=4, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[], norm_groups=4)
+    prior = replace(shrunk("man_start", "workshop"), config=small)
+    monkeypatch.setitem(recipes.RECIPES, "man_start", lambda profile: prior)
+    shutil.copy(trained / "autoencoder_perceptual.safetensors", tmp_path)
+    finish("man_start", tmp_path)
+    c = checkpoints.load(tmp_path / "man_start.safetensors")
+    assert list(c.trained_on["uses"]) == ["autoencoder_perceptual"] and c.trained_on["condition"].startswith("start")
+    write_collection(tmp_path / "LDCT", pairs=True)
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    shutil.copy(trained / "autoencoder_perceptual.safetensors", pairs)
+    finish("man_start", pairs, data=tmp_path / "LDCT")
+    assert checkpoints.load(pairs / "man_start.safetensors").trained_on["condition"].startswith("start")
+    network = checkpoints.build(c)
+    assert network.concat_channels == 0 and not network.context_channels
+    x = 60 * torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    out = methods.load("man", path=c.path, steps=3)(x)  # its own condition is the default
+    assert out.shape == x.shape and torch.isfinite(out).all()
 
 
 # ---------------------------------------------------------------- the paper's profile

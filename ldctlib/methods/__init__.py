@@ -35,7 +35,7 @@ class Method:
     family: str  # "none", "filter", "regression", "autoencoder", "latent diffusion", "pixel diffusion"
     paper: str
     provenance: str  # where its weights or parameters come from
-    evaluations: int  # network evaluations an image
+    evaluations: int  # of the network, an image; MAN's first estimate and autoencoder are not counted
     load: Callable[..., Denoiser]
     checkpoint: str = ""  # the shipped weights
     sees_full_dose: bool = False  # given the full-dose scan: no denoiser, a bound that shows what a part costs
@@ -117,6 +117,8 @@ METHODS: dict[str, Method] = {m.name: m for m in (
            diffusion.man, "man"),
     Method("man_fast", "MAN, one step", "latent diffusion", "Fang et al., MAN", TRAINED_HERE, 1,
            partial(diffusion.man, steps=1), "man"),
+    Method("man_simple", "MAN on the simple autoencoder", "latent diffusion", "Fang et al., MAN, Table 2", TRAINED_HERE,
+           30, partial(diffusion.man, name="man_simple"), "man_simple"),
     Method("ddpm", "Pixel DDPM, 30 DDIM steps", "pixel diffusion", "Ho et al. 2020; Saharia et al. 2021",
            TRAINED_HERE, 30, diffusion.ddpm, "ddpm"),
 )}

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ldctlib import checkpoints
+from ldctlib.checkpoints import Checkpoint
 from ldctlib.diffusion import samplers, schedule
 from ldctlib.diffusion.objective import centred, noise_like, noise_predictor, q_sample
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
 from ldctlib.models.blocks import pad_to_multiple
-from ldctlib.models.conditioned_unet import ConditionedUNet
+from ldctlib.models.conditioned_unet import conditions
 
 SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm, "dpm_solver_pp_2m": samplers.dpm_solver_pp_2m}
 
@@ -61,15 +62,10 @@ class Conditional:
         """The model's grid -> (B, 1, *size) in HU."""
         return self.checkpoint.range.from_model(x0 * self.spread)[..., :size[0], :size[1]]
 
-    def condition(self, ldct_hu: Tensor, *, none: bool = False) -> Condition:
-        """What the network is told, computed once for all steps; ``none`` asks for the prior alone."""
+    def condition(self, ldct_hu: Tensor) -> Condition:
+        """What the network is told, computed once for all steps."""
         centre = self.encode(ldct_hu)
-        code = torch.zeros_like(centre) if none else centre * self.spread
-        return Condition(centre, self._given(code, ldct_hu, none))
-
-    def _given(self, code: Tensor, ldct_hu: Tensor, none: bool) -> dict[str, Tensor]:
-        given = {"concat": code} if self.unet.concat_channels else {}
-        return given | ({"context": code} if self.unet.context_channels else {})
+        return Condition(centre, conditions(self.unet, centre * self.spread, centre * self.spread))
 
     def predictor(self, condition: Condition):
         """eps(x_t, t) with the condition bound."""
@@ -81,15 +77,18 @@ class Conditional:
         return noise_predictor(network, self.schedule, self.prediction)
 
     def steps(self, ldct_hu: Tensor, *, sampler: str = "ddim", steps: int = 30, start: int | None = None,
-              spacing: str = "trailing", condition: str = "simulated", generator: torch.Generator | None = None,
+              spacing: str = "trailing", draws: int = 1, generator: torch.Generator | None = None,
               **options) -> Iterator[samplers.Step]:
         """The sampler's steps on the model's grid, for looking at; ``options`` go to the sampler.
 
-        start : the noisiest time. Below T the chain starts from the noised code of the low-dose image; None starts
-            from pure noise at T.
-        condition : see :func:`man`.
+        start : the noisiest time. Below T the chain starts from the noised centre of the condition; None starts from
+            pure noise at T.
+        draws : of each image at once, one after another along the batch; its condition is made once.
         """
-        told = self.condition(ldct_hu, none=condition == "start")
+        told = self.condition(ldct_hu)
+        if draws > 1:
+            given = {name: x.repeat_interleave(draws, dim=0) for name, x in told.given.items()}
+            told = Condition(told.centre.repeat_interleave(draws, dim=0), given)
         times = self.schedule.times(steps, spacing, start=start)
         x_t = noise_like(told.centre, generator)
         if start not in (None, self.schedule.T):
@@ -101,42 +100,70 @@ class Conditional:
 
 
 class Latent(Conditional):
-    """The same in the scaled latents of an autoencoder, which the checkpoint names by its hash."""
+    """The same in the scaled latents of an autoencoder, which the checkpoint names by its hash.
+
+    Where it names a regression network too, the code of that one's output is the condition's centre.
+    """
 
     def __init__(self, path: str | Path, device: torch.device, autoencoder: str | Path | None = None):
         super().__init__(path, device)
-        uses = self.checkpoint.trained_on.get("uses", {})
-        if not uses:
+        used = [self._used(name, sha256, autoencoder if name.startswith("autoencoder") else None)
+                for name, sha256 in self.checkpoint.trained_on.get("uses", {}).items()]
+        own = next((c for c in used if c.model == "autoencoder"), None)
+        if own is None:
             raise CheckpointError(f"{self.checkpoint.path}: names no autoencoder: it is no latent diffusion model")
-        (name, sha256), = uses.items()
+        first = next((c for c in used if c is not own), None)
+        self.range, self.autoencoder = own.range, self._built(own)
+        self.estimator = None if first is None else self._built(first)
+        self.estimator_range = None if first is None else first.range
+
+    def _used(self, name: str, sha256: str, given: str | Path | None) -> Checkpoint:
+        """A checkpoint that this one was trained on, by its hash: the given one, or that beside it, or the shipped."""
         beside = self.checkpoint.path.with_name(f"{name}.safetensors")
-        found = Path(autoencoder) if autoencoder else beside if beside.is_file() else checkpoints.shipped(name)
-        own = checkpoints.load(found, map_location=device)
-        if own.sha256 != sha256:
+        paths = [Path(given)] if given else [beside] if beside.is_file() else []
+        if not given:
+            try:
+                paths.append(checkpoints.shipped(name))
+            except CheckpointError:
+                if not paths:
+                    raise
+        found = [checkpoints.load(path, map_location=self.device) for path in paths]
+        own = next((c for c in found if c.sha256 == sha256), None)
+        if own is None:
+            what = "autoencoder" if found[0].model == "autoencoder" else name
+            why = "its latents mean something else" if what == "autoencoder" else "it was told something else"
             raise CheckpointError(
-                f"{self.checkpoint.path}: was trained on another autoencoder than {own.path}: its latents mean "
-                f"something else. Give the one with the hash {sha256[:12]}… or train it again on this one")
-        self.range = own.range
-        self.autoencoder = checkpoints.build(own, map_location=device).to(memory_format=torch.channels_last)
+                f"{self.checkpoint.path}: was trained on another {what} than {' and '.join(map(str, paths))}: {why}. "
+                f"Put the one with the hash {sha256[:12]}… beside it as {beside.name}, or train it again")
+        return own
+
+    def _built(self, checkpoint: Checkpoint):
+        return checkpoints.build(checkpoint, map_location=self.device).to(memory_format=torch.channels_last)
+
+    def estimate(self, ldct_hu: Tensor) -> Tensor:
+        """The regression network's estimate of the noise-free image, (B, 1, H, W) in HU; the image itself without."""
+        x = ldct_hu.to(self.device)
+        if self.estimator is None:
+            return x
+        # a slice at a time: pixels take far more memory than latents
+        clean = [self.estimator(v) for v in self.estimator_range.to_model(x).split(1)]
+        return self.estimator_range.from_model(torch.cat(clean))
 
     def encode(self, ldct_hu: Tensor) -> Tensor:
-        return self.autoencoder.scale(self.autoencoder.encode(self._padded(ldct_hu)).mean) / self.spread
+        x = self.range.to_model(ldct_hu.to(self.device))
+        padded = pad_to_multiple(x, self.autoencoder.factor * self.unet.factor)
+        return self.autoencoder.scale(self.autoencoder.encode(padded).mean) / self.spread
 
-    def _padded(self, ldct_hu: Tensor) -> Tensor:
-        return pad_to_multiple(self.range.to_model(ldct_hu.to(self.device)), self.autoencoder.factor * self.unet.factor)
-
-    def _given(self, code: Tensor, ldct_hu: Tensor, none: bool) -> dict[str, Tensor]:
-        if not isinstance(self.unet, ConditionedUNet):
-            return super()._given(code, ldct_hu, none)
-        image = self._padded(ldct_hu)
-        # the prior alone was trained with an image of zeros
-        return {"code": code, "features": self.unet.encode(torch.zeros_like(image) if none else image)}
+    def condition(self, ldct_hu: Tensor) -> Condition:
+        code = self.encode(ldct_hu)
+        centre = code if self.estimator is None else self.encode(self.estimate(ldct_hu))
+        return Condition(centre, conditions(self.unet, code * self.spread, centre * self.spread))
 
     def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
         return self.range.from_model(self.autoencoder.decode(self.autoencoder.unscale(x0 * self.spread), size))
 
 
-def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None, spacing: str, condition: str,
+def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None, spacing: str,
               keep: float | None, mean_px: float, samples: int, batch: int, options: dict) -> Denoiser:
     if sampler not in SAMPLERS:
         raise ParameterError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
@@ -153,7 +180,7 @@ def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None
         out = []
         for x in ldct.split(batch):
             drawn = [samplers.final(model.steps(
-                x, sampler=sampler, steps=steps, start=start, spacing=spacing, condition=condition,
+                x, sampler=sampler, steps=steps, start=start, spacing=spacing,
                 generator=generator, **options)) for _ in range(samples)]
             clean = torch.stack([model.decode(x0, tuple(x.shape[-2:])) for x0 in drawn]).mean(0)
             out.append(give_back(x, clean.to(x.device), share, mean_px))
@@ -167,10 +194,14 @@ def man(*, device, name: str = "man", path=None, autoencoder=None, sampler: str 
         mean_px: float = 12.0, samples: int = 1, batch: int = 4, **options) -> Denoiser:
     """MAN: encode, sample the latent of the clean image given that of the low-dose image, decode.
 
+    The shipped checkpoints are told, and start from, the code of a first estimate by a regression network as well:
+    the paper leaves open how its condition is "derived from the input noisy image".
+
     sampler, steps, spacing : the paper's quick sampler is DDIM (Eq. 6) in 30 steps, here from pure noise at T.
-    start : begin at this time from the noised code of the low-dose image instead.
-    condition : what the checkpoint was trained for, which None takes: "simulated" or "paired", the code of the low-dose
-        image, on simulated or real pairs of codes; "start", no condition but the prior alone, from a noised code, as
+    start : begin at this time from the noised centre instead: the code of the first estimate, or of the low-dose
+        image where there is none.
+    condition : what the checkpoint was trained for, which None takes: "simulated" or "paired", codes of the low-dose
+        image, on simulated or real pairs; "start", no condition but the prior alone, from a noised code, as
         PET-diffusion starts (``start`` is 300 unless given).
     keep, mean_px : see :func:`~ldctlib.methods.denoiser.give_back`.
     samples : images drawn and averaged; one is the paper's.
@@ -190,7 +221,7 @@ def man(*, device, name: str = "man", path=None, autoencoder=None, sampler: str 
         start = 300 if start is None else start
         if start == model.schedule.T:
             raise ParameterError(f"condition='start' at T = {start} has nothing of the image left: start below T")
-    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing, condition=condition,
+    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing,
                      keep=keep, mean_px=mean_px, samples=samples, batch=batch, options=options)
 
 
@@ -199,7 +230,7 @@ def ddpm(*, device, name: str = "ddpm", path=None, sampler: str = "ddim", steps:
          batch: int = 1, **options) -> Denoiser:
     """A conditional DDPM on pixels; ``sampler="ddpm", steps=1000`` is the original. Options as of :func:`man`."""
     model = Conditional(path or checkpoints.shipped(name), device)
-    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing, condition="simulated",
+    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing,
                      keep=keep, mean_px=mean_px, samples=samples, batch=batch, options=options)
 
 

@@ -1,7 +1,8 @@
-"""A latent U-Net together with the encoder of its condition, an image.
+"""A latent U-Net told two codes: that of the low-dose image, and that of a first estimate of the clean one.
 
-Latent diffusion calls it tau_theta (Rombach et al. 2022, section 3.3); MAN's "conditioning context c (derived from the
-input noisy image x)" leaves it open. The encoder sees every pixel, and runs once an image, not once a step.
+MAN's "conditioning context c (derived from the input noisy image x)" leaves open how c is derived. An encoder made for
+clean images loses what tells noise from anatomy; a regression network on pixels does not, and its output is a code
+that the diffusion can start from (Whang et al., CVPR 2022, on pixels).
 """
 
 from __future__ import annotations
@@ -11,55 +12,47 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.models.autoencoder import Encoder
 from ldctlib.models.unet import UNet
 
 
 class ConditionedUNet(nn.Module):
-    """A :class:`~ldctlib.models.unet.UNet` on latents whose condition is a code and features of an image.
+    """A :class:`~ldctlib.models.unet.UNet` on latents, conditioned on ``code`` and ``centre``.
 
-    unet : keyword arguments of the U-Net, without ``concat_channels`` and ``out_channels``: it concatenates the code
-        (``in_channels``) and the features, and gives three maps a, b, c for the prediction a + b * code + c * x_t.
-        Much of what separates a noisy code from a clean one is a share of the code itself, as in the shrinkage of
-        wavelet coefficients, and a U-Net whose features are normalised cannot hand an amplitude through.
-    features : channels of the features, on the grid of the latents.
-    width, channel_mult, blocks : of the encoder, as of :class:`~ldctlib.models.autoencoder.Autoencoder`.
-    stem : side of the space-to-depth block at its input. The image is ``stem * 2^(levels - 1)`` times as large as the
-        latent.
-    code_gain : factor on the code beside x_t, where their units differ.
-    gain : factor on the image, in model range, at the encoder's input: brings noise to about 1.
+    unet : keyword arguments of the U-Net, without ``concat_channels`` and ``out_channels``: it concatenates the centre
+        and what separates the code from it (each ``in_channels``), attends to the centre where it has
+        ``context_channels``, and gives three maps a, b, c for the prediction a + b * (code - centre) + c * x_t.
+        Much of what is still wrong with an estimate is a share of what it took away, as in the shrinkage of wavelet
+        coefficients, and a U-Net whose features are normalised cannot hand an amplitude through.
+    gain : factor on code - centre, which brings it to the unit of x_t.
     """
 
-    def __init__(self, unet: Mapping[str, Any], features: int = 64, width: int = 32, channel_mult=(1, 2, 2),
-                 blocks: int = 1, stem: int = 2, gain: float = 1.0, code_gain: float = 1.0, norm_groups: int = 8):
+    def __init__(self, unet: Mapping[str, Any], gain: float = 1.0):
         super().__init__()
         if own := sorted({"concat_channels", "out_channels"} & set(unet)):
-            raise ParameterError(f"{', '.join(own)} follows from in_channels and features: leave it out")
+            raise ParameterError(f"{', '.join(own)} follows from in_channels: leave it out")
         channels = unet["in_channels"]
-        self.unet = UNet(**unet, concat_channels=channels + features, out_channels=3 * channels)
-        self.code_gain = code_gain
-        self.stem, self.gain, self.scale = stem, gain, stem * 2 ** (len(channel_mult) - 1)
-        widths = [width * m for m in channel_mult]
-        self.encoder = Encoder(stem**2, features, widths, blocks, [False] * len(widths), None, norm_groups)
+        self.unet = UNet(**unet, concat_channels=2 * channels, out_channels=3 * channels)
+        self.gain = gain
         self.factor, self.in_channels = self.unet.factor, self.unet.in_channels
 
-    def encode(self, image: Tensor) -> Tensor:
-        """(B, 1, H, W) in model range -> features (B, features, H / scale, W / scale)."""
-        if image.ndim != 4 or image.shape[1] != 1 or any(n % self.scale for n in image.shape[2:]):
-            raise ShapeError(f"the condition is (B, 1, H, W) with H and W multiples of {self.scale}, got "
-                             f"{tuple(image.shape)}")
-        return self.encoder(F.pixel_unshuffle(image * self.gain, self.stem))
+    def forward(self, x_t: Tensor, t: Tensor | float, code: Tensor, centre: Tensor) -> Tensor:
+        """x_t, code and centre (B, in_channels, h, w); t as of the U-Net."""
+        if code.shape != x_t.shape or centre.shape != x_t.shape:
+            raise ShapeError(f"x_t, code and centre have one shape, got {tuple(x_t.shape)}, {tuple(code.shape)} and "
+                             f"{tuple(centre.shape)}")
+        removed = (code - centre) * self.gain
+        context = centre if self.unet.context_channels else None
+        maps = self.unet(x_t, t, concat=torch.cat([centre, removed], dim=1), context=context)
+        plain, of_removed, of_x_t = maps.chunk(3, dim=1)
+        return plain + of_removed * removed + of_x_t * x_t
 
-    def forward(self, x_t: Tensor, t: Tensor | float, code: Tensor, *, image: Tensor | None = None,
-                features: Tensor | None = None) -> Tensor:
-        """x_t and code (B, in_channels, h, w); ``image``, or its ``features`` where :meth:`encode` made them before."""
-        if (image is None) == (features is None):
-            raise ShapeError("give the image or its features")
-        features = self.encode(image) if features is None else features
-        context = code if self.unet.context_channels else None
-        maps = self.unet(x_t, t, concat=torch.cat([code, features.to(code.dtype)], dim=1), context=context)
-        plain, of_code, of_x_t = maps.chunk(3, dim=1)
-        return plain + of_code * code * self.code_gain + of_x_t * x_t
+
+def conditions(network: nn.Module, code: Tensor, centre: Tensor) -> dict[str, Tensor]:
+    """The keyword arguments by which a network takes its condition: none for one that takes none."""
+    network = getattr(network, "module", network)  # data-parallel training wraps it
+    if isinstance(network, ConditionedUNet):
+        return {"code": code, "centre": centre}
+    given = {"concat": code} if network.concat_channels else {}
+    return given | ({"context": code} if network.context_channels else {})

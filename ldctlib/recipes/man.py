@@ -1,7 +1,10 @@
 """MAN and what it is compared with: two autoencoders, a latent U-Net for each, and a pixel-space DDPM.
 
-Full-dose scans alone are needed (``--data`` a folder of them, or the phantoms): the condition is the code of the same
-image with simulated noise. With real pairs in the folder it is the code of the low-dose scan.
+Full-dose scans alone are needed (``--data`` a folder of them, or the phantoms): the condition is made from the same
+image with simulated noise. With real pairs in the folder it is made from the low-dose scan. It is two codes, of the
+low-dose image and of a first estimate by ``nafnet`` (the one in ``--out``, else the shipped one; that one is trained
+towards noise-free images, so train it on the same folder first). A latent model goes with the very networks that it was
+trained on: whoever trains one of those again trains it again.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ldctlib.data.patches import PatchConfig
 from ldctlib.diffusion import objective, schedule
 from ldctlib.errors import CheckpointError
 from ldctlib.losses import AutoencoderLoss, EncoderFeatures, Ramp, vgg16_features
+from ldctlib.models.conditioned_unet import conditions
 from ldctlib.recipes.recipe import SMALL_BANKS, LossFunction, Recipe, Stage
 from ldctlib.training import TrainConfig
 from ldctlib.units import Range
@@ -41,13 +45,23 @@ known and lies within about ``spread`` of x0: so the network is asked for the di
 in which that is about 1. Without a weight by SNR: it would take away the times at which the condition is all there is.
 """
 
+NEAR_THE_ESTIMATE: dict[str, Any] = NEAR_THE_CONDITION | dict(spread=0.1)
+"""A first estimate's code is nearer: by 0.1 latents of unit variance differ over the phantoms and photographs."""
+
+ESTIMATOR = "nafnet"
+"""The regression network whose output's code the latent diffusion is told, and starts from."""
+
 SHIPPED_LATENT_UNET: dict[str, Any] = dict(
-    unet=dict(in_channels=24, model_channels=32, channel_mult=[3, 2, 1, 1], num_res_blocks=1, attention_at=[8],
+    unet=dict(in_channels=24, model_channels=32, channel_mult=[2, 2, 2, 2], num_res_blocks=1, attention_at=[4],
               num_head_channels=32, context_channels=24, context_dim=64, norm_groups=8),
-    features=64, width=32, channel_mult=[1, 2, 2], blocks=2, stem=2, gain=16.0,
-    code_gain=1 / NEAR_THE_CONDITION["spread"], norm_groups=8)
-"""The condition is the code of the low-dose image, and features of the image that are learnt along: the code alone,
-made for clean images, has lost what tells noise from anatomy."""
+    gain=1 / NEAR_THE_ESTIMATE["spread"])
+"""Told the code of the low-dose image and that of a first estimate: the code alone, made for clean images, has lost
+what tells noise from anatomy."""
+
+SHIPPED_PRIOR_UNET: dict[str, Any] = dict(
+    in_channels=24, model_channels=32, channel_mult=[2, 2, 2, 2], num_res_blocks=1, attention_at=[4],
+    num_head_channels=32, norm_groups=8)
+"""The same U-Net told nothing."""
 
 SHIPPED_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=32, channel_mult=[1, 2, 2, 1],
                                           num_res_blocks=1, attention_at=[], num_head_channels=32,
@@ -153,40 +167,52 @@ def autoencoder_perceptual(profile: str) -> Recipe:
 
 
 def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunction:
-    """MAN's Eq. 7 on scaled posterior samples of the clean image, conditioned on the code of the low-dose image.
+    """MAN's Eq. 7 on scaled posterior samples of the clean image, conditioned on codes of the low-dose image.
 
-    In a share ``drop`` of the samples the condition is zero: 1 teaches the prior alone.
+    Where a regression network is among ``needed``, the centre is the code of its output, else that of the low-dose
+    image. ``stage.objective["draws"]`` times and noises are drawn for each image: to make its codes costs more than
+    to take a step.
     """
-    (name,) = stage.needs
-    autoencoder = checkpoints.build(needed[name]).requires_grad_(False).to(memory_format=torch.channels_last)
+    name, own = next((name, c) for name, c in needed.items() if c.model == "autoencoder")
+    first = next((c for c in needed.values() if c is not own), None)
     channels = r.config.get("unet", r.config)["in_channels"]
+    autoencoder, estimator = _frozen(own), None if first is None else _frozen(first)
     if autoencoder.latent_channels != channels:
         raise CheckpointError(
-            f"{needed[name].path}: its latents have {autoencoder.latent_channels} channels and this U-Net takes "
+            f"{own.path}: its latents have {autoencoder.latent_channels} channels and this U-Net takes "
             f"{channels}: train {name} of the same profile into the same folder first")
-    span, drop = needed[name].range, stage.objective.get("drop", 0.0)
+    draws = stage.objective.get("draws", 1)
+
+    def estimate(ldct_hu: Tensor) -> Tensor:
+        # In bf16, as it was trained, it takes half the time; codes change by 0.003, a thirtieth of NEAR_THE_ESTIMATE's
+        # spread.
+        with torch.autocast(ldct_hu.device.type, torch.bfloat16):
+            return first.range.from_model(estimator(first.range.to_model(ldct_hu)).float())
+
+    def posterior(x_hu: Tensor):
+        return autoencoder.encode(own.range.to_model(x_hu))
+
+    @torch.no_grad()
+    def codes(batch: dict[str, Tensor], generator: torch.Generator) -> list[Tensor]:
+        clean, low = batch["clean_hu"], batch["ldct_hu"]
+        with torch.autocast(clean.device.type, enabled=False):  # bf16 would round a code of 1000 HU to 4 HU
+            found = [posterior(clean).sample(generator), posterior(low).mean]
+            found.append(posterior(estimate(low)).mean if estimator else found[1])
+        # image by image, not draw by draw: times are an even grid along the batch, and each image's shall be far apart
+        return [autoencoder.scale(z).repeat(draws, 1, 1, 1) for z in found]
 
     def bind(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator):
-        autoencoder.to(batch["clean_hu"].device)
-        # bf16 would round a code of 1000 HU to 4 HU
-        with torch.no_grad(), torch.autocast(batch["clean_hu"].device.type, enabled=False):
-            z0 = autoencoder.scale(autoencoder.encode(span.to_model(batch["clean_hu"])).sample(generator))
-            low = span.to_model(batch["ldct_hu"])
-            condition = autoencoder.scale(autoencoder.encode(low).mean)
-            kept = torch.rand(len(condition), generator=generator, device=generator.device) >= drop
-            low, condition = (x * kept.to(x)[:, None, None, None] for x in (low, condition))
-        given = latent_conditions(r, condition, low)
-        return z0, condition, lambda z_t, t: model(z_t, t, **given)
+        for network in filter(None, (autoencoder, estimator)):
+            network.to(batch["clean_hu"].device)
+        z0, code, centre = codes(batch, generator)
+        given = conditions(model, code, centre)
+        return z0, centre, lambda z_t, t: model(z_t, t, **given)
 
     return _diffusion(r, bind)
 
 
-def latent_conditions(r: Recipe, code: Tensor, image: Tensor) -> dict[str, Tensor]:
-    """How the recipe's network takes its condition."""
-    if r.model == "conditioned_unet":
-        return {"code": code, "image": image}
-    given = {"concat": code} if r.config.get("concat_channels") else {}
-    return given | ({"context": code} if r.config.get("context_channels") else {})
+def _frozen(c: Checkpoint) -> nn.Module:
+    return checkpoints.build(c).requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def pixel_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunction:
@@ -218,7 +244,8 @@ def _diffusion(r: Recipe, bind: Callable) -> LossFunction:
 
 
 def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch: int, patch: int,
-                      last_patch: int | None = None, precision: str = "bf16", **others: Any) -> tuple[Stage, Stage]:
+                      last: tuple[int, int] | None = None, precision: str = "bf16",
+                      **others: Any) -> tuple[Stage, Stage]:
     small = profile == "workshop"
     common: dict[str, Any] = dict(mixed_precision=precision, betas=(0.9, 0.99), clip_norm=1.0, seed=seed,
                                   batch_size=4 if small else batch, log_every=10 if small else 100,
@@ -226,14 +253,13 @@ def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch:
     patches = PatchConfig(seed=200 + seed, patch=64 if small else patch, photograph_share=0.25,
                           **(SMALL_BANKS if small else {}))
     stable, decay = (40, 40) if small else steps
-    last, at_last = replace(patches, seed=1200 + seed), {}
-    if last_patch and not small:  # group norms and attention see at the end what whole slices are like
-        last = replace(last, patch=last_patch)
-        at_last = dict(batch_size=max(1, batch * patch**2 // last_patch**2))
+    final, at_last = replace(patches, seed=1200 + seed), {}
+    if last and not small:  # group norms and attention see at the end what whole slices are like
+        at_last, final = dict(batch_size=last[0]), replace(final, patch=last[1])
     return (
         Stage("stable", TrainConfig(steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4), schedule="constant",
                                     **common), patches, **others),
-        Stage("decay", TrainConfig(steps=decay, lr=1e-3, **common | at_last), last, **others),
+        Stage("decay", TrainConfig(steps=decay, lr=1e-3, **common | at_last), final, **others),
     )
 
 
@@ -245,19 +271,21 @@ def _paper_stage(seed: int, *, lr: float, steps: int, **others: Any) -> Stage:
 
 def _latent(profile: str, *, autoencoder: str, seed: int, conditioned: bool = True) -> Recipe:
     notes: dict[str, Any] = dict(target="code of the noise-free truth", keep=0.25,
-                                 condition="simulated: code of the same image with simulated noise" if conditioned
+                                 condition="simulated: the same image with simulated noise" if conditioned
                                  else "start: none, the prior alone")
     if profile == "paper":
-        # Eq. 7 as printed: eps, the condition by cross-attention alone, no dropped conditions
+        # Eq. 7 as printed: eps, the condition by cross-attention alone
         return Recipe(model="unet", config=PAPER_LATENT_UNET, loss=latent_loss, notes=notes,
                       schedule=dict(name="cosine", T=1000, prediction="eps"),
                       stages=(_paper_stage(seed, lr=1e-4, steps=100_000, epochs=PAPER_EPOCHS, needs=(autoencoder,)),))
+    needs, config, described = (autoencoder, ESTIMATOR), SHIPPED_LATENT_UNET, NEAR_THE_ESTIMATE
+    if not conditioned:
+        needs, config, described = (autoencoder,), SHIPPED_PRIOR_UNET, dict(name="cosine", T=1000, prediction="v")
     return Recipe(
-        model="conditioned_unet", config=SHIPPED_LATENT_UNET, loss=latent_loss, notes=notes,
-        schedule=NEAR_THE_CONDITION if conditioned else dict(name="cosine", T=1000, prediction="v"),
-        stages=_diffusion_stages(profile, seed=seed, steps=(700, 500), batch=12, patch=128, last_patch=256,
-                                 precision="no", objective=dict(drop=0.0 if conditioned else 1.0),
-                                 needs=(autoencoder,)))
+        model="conditioned_unet" if conditioned else "unet", config=config, loss=latent_loss, notes=notes,
+        schedule=described,
+        stages=_diffusion_stages(profile, seed=seed, steps=(7_500, 2_000), batch=4, patch=128, last=(2, 256),
+                                 precision="no", objective=dict(draws=4), needs=needs))
 
 
 def man(profile: str) -> Recipe:

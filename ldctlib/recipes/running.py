@@ -17,7 +17,7 @@ from ldctlib import checkpoints
 from ldctlib.data.collections import open_collection
 from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, scan_slices
 from ldctlib.data.splits import split
-from ldctlib.errors import ParameterError
+from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes import man, regression
 from ldctlib.recipes.recipe import SMALL_BANKS, Recipe, Stage
@@ -64,6 +64,8 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
     if stage is not None and stage not in names:
         raise ParameterError(f"the stages of {name} are {', '.join(names)}; got {stage!r}")
     dataset, notes, slices = _source(data)
+    if str(r.notes.get("condition", "")).startswith("start"):
+        notes.pop("condition", None)  # a prior alone is told nothing, whatever the folder holds
     stages = tuple(_counted(s, slices) for s in r.stages)
     r = replace(r, stages=stages, notes=r.notes | notes)
     out = Path(out)
@@ -88,8 +90,11 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
         if left is not None and left <= 0:
             return
         needed = {other: checkpoints.load(_find(folders, other)) for other in s.needs}
-        if needed:  # a latent model is worthless with another autoencoder than its own
-            r = replace(r, notes=r.notes | {"uses": {other: c.sha256 for other, c in needed.items()}})
+        if needed:  # a latent model is worthless with another autoencoder or first estimate than its own
+            uses = {other: c.sha256 for other, c in needed.items()}
+            r = replace(r, notes=r.notes | {"uses": uses})
+            if i > 0 and first != init_from:
+                _same_as_before(first, uses)
         log, samples = None, dataset(s.patches)
         state = None if dry_run else out / f"{name}-{s.name}.state"
         for log in train(model, r.loss(r, s, needed), samples, replace(s.train, device=device, num_workers=workers),
@@ -102,6 +107,14 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
             torch.distributed.barrier()  # the next stage starts from this file
         if not log.finished:
             return
+
+
+def _same_as_before(stage: Path, uses: dict[str, str]) -> None:
+    """Whether the stage before this one used the same networks."""
+    before = checkpoints.load(stage).trained_on.get("uses", {})
+    if other := [name for name in uses if before.get(name, uses[name]) != uses[name]]:
+        raise CheckpointError(f"{stage}: was trained with another {', '.join(other)} than there is now: put that one "
+                              f"back, or remove the file and its states to train this one from the start")
 
 
 def _find(folders: tuple[Path, ...], name: str) -> Path:

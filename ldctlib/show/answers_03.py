@@ -54,8 +54,9 @@ EXERCISES = [
         accept=number(_amplified(), within=0.03),
         right=6.4,
         wrong=0.01,
-        because="0.01 · √(1 − ᾱ) / √ᾱ = 6.4 standard deviations of a latent: the estimate is nothing but error. A "
-        "network that predicts v errs by 0.01 there too, but x0_hat = √ᾱ z_t − √(1 − ᾱ) v passes it on as 0.01.",
+        because="0.01 · √(1 − ᾱ) / √ᾱ = 6.4 units, six standard deviations of a unit-variance latent: the estimate is "
+        "nothing but error. A network that predicts v errs by 0.01 there too, but x0_hat = √ᾱ z_t − √(1 − ᾱ) v passes "
+        "it on as 0.01.",
         hint="What is eps_hat multiplied by on its way into x0_hat?",
         hints=(
             (lambda a: abs(float(a) - 642) < 20, "That is the factor. The error of eps_hat was 0.01."),

@@ -109,9 +109,9 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
 
 def disagreement(lines: Mapping[str, Mapping[str, Any]], *, window: Window = SOFT_TISSUE, top_hu: float = 30.0,
                  circles: Sequence[tuple[float, float, float]] = ()) -> Figure:
-    """Rows of images under the same titles; the last column's are maps in HU from 0 to ``top_hu``, in colour.
+    """Rows of images under the same titles; the last column's are standard deviations, 0 … ``top_hu`` HU, in colour.
 
-    circles : (row, column, radius) in pixels, drawn at twice the radius in the last two columns.
+    circles : (row, column, radius) in pixels, drawn at twice the radius in all columns but the first.
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import Circle
@@ -129,7 +129,7 @@ def disagreement(lines: Mapping[str, Mapping[str, Any]], *, window: Window = SOF
             is_map = column == columns - 1
             low, high, colours = (0, top_hu, "magma") if is_map else (window.low, window.high, "gray")
             axis.imshow(plane(image), cmap=colours, vmin=low, vmax=high, interpolation="antialiased")
-            for r, c, radius in circles if column >= columns - 2 else ():
+            for r, c, radius in circles if column else ():
                 edge = "white" if is_map else figures.ROI_COLOUR
                 axis.add_patch(Circle((c, r), 2 * radius, fill=False, edgecolor=edge, linewidth=1))
             axis.set(xticks=[], yticks=[])
@@ -138,7 +138,7 @@ def disagreement(lines: Mapping[str, Mapping[str, Any]], *, window: Window = SOF
     for axis, title in zip(axes[0], titles[0], strict=True):
         axis.set_title(title, fontsize=9)
     # below, so that all images keep one size
-    for part, label, shrink in ((axes[:, :-1], "HU", 0.4), (axes[:, -1:], "HU", 1.0)):
+    for part, label, shrink in ((axes[:, :-1], "HU", 0.4), (axes[:, -1:], "std (HU)", 1.0)):
         figure.colorbar(part[0, 0].images[0], ax=list(part.flat), label=label, location="bottom", shrink=shrink,
                         fraction=0.06, pad=0.02, aspect=30 if shrink < 1 else 12)
     return figure

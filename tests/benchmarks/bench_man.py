@@ -113,11 +113,12 @@ def measure(name: str, a: argparse.Namespace) -> dict:
         found |= {"peak_mib": peak_mib(a.device), "evaluations": methods.METHODS[name].evaluations}
         if METHODS[name] == "man":
             model = Latent(path, device)
-            for part in ("unet", "autoencoder"):
+            for part in ("unet", "autoencoder", "estimator"):
                 found[part] = sum(p.numel() for p in getattr(model, part).parameters())
             x, size = ldct.to(device), (a.size, a.size)
             z = model.encode(x)
-            found["encode"], _ = seconds(lambda: model.condition(x), a.device, a.repeats)
+            found["estimate"], _ = seconds(lambda: model.estimate(x), a.device, a.repeats)
+            found["encode"], _ = seconds(lambda: [model.encode(x) for _ in range(2)], a.device, a.repeats)
             found["step"], _ = between_steps(model.steps(x, steps=30, generator=generator), 5, a.device)
             found["decode"], _ = seconds(lambda: model.decode(z, size), a.device, a.repeats)
         else:
@@ -223,7 +224,7 @@ def report(found: dict[str, dict], training: dict, made: list[str], a: argparse.
     if made:
         lines.append(f"random weights, for want of a checkpoint: {', '.join(made)}")
     lines.append(f"U-Nets of one class: latent {man['unet']:,} parameters, pixel {ddpm['unet']:,}; "
-                 f"autoencoder {man['autoencoder']:,}")
+                 f"autoencoder {man['autoencoder']:,}, network of the first estimate {man['estimator']:,}")
     lines += ["",
               "| method | evaluations | s a slice | CPU s | peak MiB | of it loaded | DDPM takes | in CPU s | target |",
               "|---|---|---|---|---|---|---|---|---|"]
@@ -236,7 +237,8 @@ def report(found: dict[str, dict], training: dict, made: list[str], a: argparse.
               f"a step on pixels costs {ddpm['step'] / man['step']:.1f} on latents"]
     for name in ("man", "man_fast"):
         f = found[name]
-        parts = {"encode": f["encode"], f"{f['evaluations']} U-Net steps": f["evaluations"] * f["step"],
+        parts = {"first estimate": f["estimate"], "two codes": f["encode"],
+                 f"{f['evaluations']} U-Net steps": f["evaluations"] * f["step"],
                  "decode": f["decode"]}
         total = sum(parts.values())
         lines.append(f"{name}: " + ", ".join(f"{k} {v:.3f} s ({100 * v / total:.0f} %)" for k, v in parts.items()))
