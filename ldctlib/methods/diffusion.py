@@ -20,6 +20,7 @@ from ldctlib.diffusion import samplers, schedule
 from ldctlib.diffusion.objective import centred, noise_like, noise_predictor, q_sample
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
+from ldctlib.methods.regression import one_pass
 from ldctlib.models.blocks import pad_to_multiple
 from ldctlib.models.conditioned_unet import conditions
 
@@ -76,16 +77,17 @@ class Conditional:
             network = centred(network, self.schedule, condition.centre, self.prediction)
         return noise_predictor(network, self.schedule, self.prediction)
 
-    def steps(self, ldct_hu: Tensor, *, sampler: str = "ddim", steps: int = 30, start: int | None = None,
+    def steps(self, ldct_hu: Tensor | Condition, *, sampler: str = "ddim", steps: int = 30, start: int | None = None,
               spacing: str = "trailing", draws: int = 1, generator: torch.Generator | None = None,
               **options) -> Iterator[samplers.Step]:
         """The sampler's steps on the model's grid, for looking at; ``options`` go to the sampler.
 
+        ldct_hu : the image, or its :meth:`condition` where it was made before.
         start : the noisiest time. Below T the chain starts from the noised centre of the condition; None starts from
             pure noise at T.
         draws : of each image at once, one after another along the batch; its condition is made once.
         """
-        told = self.condition(ldct_hu)
+        told = ldct_hu if isinstance(ldct_hu, Condition) else self.condition(ldct_hu)
         if draws > 1:
             given = {name: x.repeat_interleave(draws, dim=0) for name, x in told.given.items()}
             told = Condition(told.centre.repeat_interleave(draws, dim=0), given)
@@ -119,23 +121,33 @@ class Latent(Conditional):
 
     def _used(self, name: str, sha256: str, given: str | Path | None) -> Checkpoint:
         """A checkpoint that this one was trained on, by its hash: the given one, or that beside it, or the shipped."""
+        tried = []
+        for path in self._places(name, given):
+            own = checkpoints.load(path, map_location=self.device)
+            if own.sha256 == sha256:
+                return own
+            tried.append(str(path))
+        what = "autoencoder" if own.model == "autoencoder" else name
+        why = "its latents mean something else" if what == "autoencoder" else "it was told something else"
+        raise CheckpointError(
+            f"{self.checkpoint.path}: was trained on another {what} than {' and '.join(tried)}: {why}. Put the one "
+            f"with the hash {sha256[:12]}… beside it as {name}.safetensors, or train it again")
+
+    def _places(self, name: str, given: str | Path | None) -> Iterator[Path]:
+        """Where a checkpoint may lie; what ships is looked for last, and only if asked for."""
         beside = self.checkpoint.path.with_name(f"{name}.safetensors")
-        paths = [Path(given)] if given else [beside] if beside.is_file() else []
-        if not given:
-            try:
-                paths.append(checkpoints.shipped(name))
-            except CheckpointError:
-                if not paths:
-                    raise
-        found = [checkpoints.load(path, map_location=self.device) for path in paths]
-        own = next((c for c in found if c.sha256 == sha256), None)
-        if own is None:
-            what = "autoencoder" if found[0].model == "autoencoder" else name
-            why = "its latents mean something else" if what == "autoencoder" else "it was told something else"
-            raise CheckpointError(
-                f"{self.checkpoint.path}: was trained on another {what} than {' and '.join(map(str, paths))}: {why}. "
-                f"Put the one with the hash {sha256[:12]}… beside it as {beside.name}, or train it again")
-        return own
+        if given or beside.is_file():
+            yield Path(given or beside)
+        if given:
+            return
+        try:
+            shipped = checkpoints.shipped(name)
+        except CheckpointError:
+            if beside.is_file():
+                return
+            raise
+        if shipped != beside:
+            yield shipped
 
     def _built(self, checkpoint: Checkpoint):
         return checkpoints.build(checkpoint, map_location=self.device).to(memory_format=torch.channels_last)
@@ -146,8 +158,7 @@ class Latent(Conditional):
         if self.estimator is None:
             return x
         # a slice at a time: pixels take far more memory than latents
-        clean = [self.estimator(v) for v in self.estimator_range.to_model(x).split(1)]
-        return self.estimator_range.from_model(torch.cat(clean))
+        return torch.cat([one_pass(self.estimator, self.estimator_range, v) for v in x.split(1)])
 
     def encode(self, ldct_hu: Tensor) -> Tensor:
         x = self.range.to_model(ldct_hu.to(self.device))
@@ -179,8 +190,9 @@ def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None
         generator = generator or torch.Generator().manual_seed(0)
         out = []
         for x in ldct.split(batch):
+            told = model.condition(x)
             drawn = [samplers.final(model.steps(
-                x, sampler=sampler, steps=steps, start=start, spacing=spacing,
+                told, sampler=sampler, steps=steps, start=start, spacing=spacing,
                 generator=generator, **options)) for _ in range(samples)]
             clean = torch.stack([model.decode(x0, tuple(x.shape[-2:])) for x0 in drawn]).mean(0)
             out.append(give_back(x, clean.to(x.device), share, mean_px))

@@ -7,6 +7,16 @@ import torch
 from ldctlib import checkpoints
 from ldctlib.errors import ParameterError
 from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
+from ldctlib.units import Range
+
+
+def one_pass(model: torch.nn.Module, span: Range, x_hu: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W) in HU through a regression network of that range and back, of any size."""
+    least = getattr(model, "min_size", 1)  # RED-CNN's unpadded convolutions need some pixels
+    h, w = x_hu.shape[-2:]
+    if min(h, w) < least:
+        x_hu = torch.nn.functional.pad(x_hu, (0, max(0, least - w), 0, max(0, least - h)), mode="replicate")
+    return span.from_model(model(span.to_model(x_hu)))[..., :h, :w]
 
 
 def network(*, device, name: str, path=None, keep: float | None = None, mean_px: float = 12.0,
@@ -23,14 +33,6 @@ def network(*, device, name: str, path=None, keep: float | None = None, mean_px:
         raise ParameterError(f"turns is 1, 2, 4 or 8, got {turns}")
     span = checkpoint.range
 
-    least = getattr(model, "min_size", 1)  # RED-CNN's unpadded convolutions need some pixels
-
-    def once(x):
-        h, w = x.shape[-2:]
-        if min(h, w) < least:
-            x = torch.nn.functional.pad(x, (0, max(0, least - w), 0, max(0, least - h)), mode="replicate")
-        return span.from_model(model(span.to_model(x)))[..., :h, :w]
-
     def denoise(ldct, *, noise, spacing_mm, generator):
         home = ldct.device
         out = []
@@ -40,7 +42,7 @@ def network(*, device, name: str, path=None, keep: float | None = None, mean_px:
                 # half-turn and mirrors first: they keep the shape
                 flips = [d for d, bit in ((2, 1), (3, 2)) if i & bit]
                 v = torch.flip(x, flips)
-                v = once(v.transpose(2, 3)).transpose(2, 3) if i & 4 else once(v)
+                v = one_pass(model, span, v.transpose(2, 3)).transpose(2, 3) if i & 4 else one_pass(model, span, v)
                 views.append(torch.flip(v, flips))
             clean = torch.stack(views).mean(0)
             out.append(give_back(x, clean, share, mean_px))

@@ -51,17 +51,15 @@ NEAR_THE_ESTIMATE: dict[str, Any] = NEAR_THE_CONDITION | dict(spread=0.1)
 ESTIMATOR = "nafnet"
 """The regression network whose output's code the latent diffusion is told, and starts from."""
 
-SHIPPED_LATENT_UNET: dict[str, Any] = dict(
-    unet=dict(in_channels=24, model_channels=32, channel_mult=[2, 2, 2, 2], num_res_blocks=1, attention_at=[4],
-              num_head_channels=32, context_channels=24, context_dim=64, norm_groups=8),
-    gain=1 / NEAR_THE_ESTIMATE["spread"])
-"""Told the code of the low-dose image and that of a first estimate: the code alone, made for clean images, has lost
-what tells noise from anatomy."""
-
 SHIPPED_PRIOR_UNET: dict[str, Any] = dict(
     in_channels=24, model_channels=32, channel_mult=[2, 2, 2, 2], num_res_blocks=1, attention_at=[4],
     num_head_channels=32, norm_groups=8)
-"""The same U-Net told nothing."""
+"""The latent U-Net told nothing."""
+
+SHIPPED_LATENT_UNET: dict[str, Any] = dict(
+    unet=SHIPPED_PRIOR_UNET | dict(context_channels=24, context_dim=64), gain=1 / NEAR_THE_ESTIMATE["spread"])
+"""Told the code of the low-dose image and that of a first estimate: the code alone, made for clean images, has lost
+what tells noise from anatomy."""
 
 SHIPPED_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=32, channel_mult=[1, 2, 2, 1],
                                           num_res_blocks=1, attention_at=[], num_head_channels=32,
@@ -278,12 +276,14 @@ def _latent(profile: str, *, autoencoder: str, seed: int, conditioned: bool = Tr
         return Recipe(model="unet", config=PAPER_LATENT_UNET, loss=latent_loss, notes=notes,
                       schedule=dict(name="cosine", T=1000, prediction="eps"),
                       stages=(_paper_stage(seed, lr=1e-4, steps=100_000, epochs=PAPER_EPOCHS, needs=(autoencoder,)),))
-    needs, config, described = (autoencoder, ESTIMATOR), SHIPPED_LATENT_UNET, NEAR_THE_ESTIMATE
-    if not conditioned:
-        needs, config, described = (autoencoder,), SHIPPED_PRIOR_UNET, dict(name="cosine", T=1000, prediction="v")
+    needs: tuple[str, ...] = (autoencoder,)
+    own: dict[str, Any] = dict(model="unet", config=SHIPPED_PRIOR_UNET,
+                               schedule=dict(name="cosine", T=1000, prediction="v"))
+    if conditioned:
+        needs = (autoencoder, ESTIMATOR)
+        own = dict(model="conditioned_unet", config=SHIPPED_LATENT_UNET, schedule=NEAR_THE_ESTIMATE)
     return Recipe(
-        model="conditioned_unet" if conditioned else "unet", config=config, loss=latent_loss, notes=notes,
-        schedule=described,
+        **own, loss=latent_loss, notes=notes,
         stages=_diffusion_stages(profile, seed=seed, steps=(7_500, 2_000), batch=4, patch=128, last=(2, 256),
                                  precision="no", objective=dict(draws=4), needs=needs))
 
