@@ -23,8 +23,7 @@ def why_no_venv():
     """The reason why this Python cannot make a virtual environment, with what to do, or an empty string."""
     if sys.version_info < OLDEST:
         return (
-            "Python {}.{} or newer is needed, and '{}' is {}.{}. "
-            "Name another one: make course PYTHON=python3.12"
+            "Python {}.{} or newer is needed, and '{}' is {}.{}. Name another one: make course PYTHON=python3.12"
         ).format(*OLDEST, sys.executable, *sys.version_info[:2])
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:

@@ -19,8 +19,11 @@ def main() -> None:
         options = {"keep": 0.0} if name == "nafnet" else {}
         images[title] = methods.load(name, **options)(case.ldct_hu, spacing_mm=spacing)
     images["noise-free truth"] = case.reference_hu
-    captions = {title: f"{float(psnr(x, case.reference_hu, window=SOFT_TISSUE)):.1f} dB" for title, x in images.items()
-                if title != "noise-free truth"}
+    captions = {
+        title: f"{float(psnr(x, case.reference_hu, window=SOFT_TISSUE)):.1f} dB"
+        for title, x in images.items()
+        if title != "noise-free truth"
+    }
     figure = rows(images, window=SOFT_TISSUE, roi=(112, 22, 130, 130), reference="noise-free truth", captions=captions)
     (Path(__file__).parent / "result.png").write_bytes(png_bytes(figure))
 

@@ -14,8 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "500", "MALLOC_MMAP_THRESHOLD_": str(2**32),
-           "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+PATIENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "500",
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
 """On a CPU that others use too, spinning threads, and memory given back at every step, cost several times a training
 step; a very short spin gives small networks a sixth of their time back. The two thresholds are glibc's; elsewhere they
 mean nothing."""
@@ -73,9 +77,7 @@ def test(args: argparse.Namespace) -> int:
 
 def lab(args: argparse.Namespace) -> int:
     env = {**environment(threads=threads()), "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "")}
-    return subprocess.run(
-        [sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env
-    ).returncode
+    return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env).returncode
 
 
 def train(args: argparse.Namespace) -> int:
@@ -88,15 +90,11 @@ def train(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Every script of tests/benchmarks, one after the other, alone on the machine's cores."""
-    scripts = [
-        path for path in sorted((ROOT / "tests" / "benchmarks").glob("*.py")) if path.name != "__init__.py"
-    ]
+    scripts = [path for path in sorted((ROOT / "tests" / "benchmarks").glob("*.py")) if path.name != "__init__.py"]
     worst = 0
     for path in scripts:
         print(f"== {path.stem}", flush=True)
-        code = subprocess.run(
-            [sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads())
-        ).returncode
+        code = subprocess.run([sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads())).returncode
         worst = max(worst, abs(code))
     if not scripts:
         print("no benchmarks yet")
@@ -117,8 +115,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="workshop", help="workshop (default), train or paper")
     sub.add_argument("--only", default="", help=numbers)
     sub.add_argument("--out", type=Path, help="folder of the results; default runs/PROFILE")
-    sub.add_argument("-p", dest="parameter", action="append", default=[], metavar="name=value",
-                     help="set a notebook parameter; may be repeated")  # fmt: skip
+    sub.add_argument(
+        "-p",
+        dest="parameter",
+        action="append",
+        default=[],
+        metavar="name=value",
+        help="set a notebook parameter; may be repeated",
+    )
     sub = add(notebooks, "re-execute the notebooks in place, with metadata that does not change")
     sub.add_argument("--only", default="", help=numbers)
     add(test, "unit tests, then every notebook under nbval; more arguments go to the unit tests' pytest")

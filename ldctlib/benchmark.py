@@ -28,8 +28,16 @@ from ldctlib.errors import LdctError, ParameterError, ShapeError
 from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.units import SOFT_TISSUE, Window
 
-__all__ = ["METRICS", "BenchmarkCase", "BenchmarkResult", "CaseMetric", "paired_bootstrap", "phantom_cases",
-           "real_pairs", "run"]  # fmt: skip
+__all__ = [
+    "METRICS",
+    "BenchmarkCase",
+    "BenchmarkResult",
+    "CaseMetric",
+    "paired_bootstrap",
+    "phantom_cases",
+    "real_pairs",
+    "run",
+]
 
 # ---------------------------------------------------------------- metrics of a case
 
@@ -215,9 +223,7 @@ def run(
     provenance = {m: PROVENANCE[m] for m in names if m in PROVENANCE and m not in notes}
     import pandas as pd
 
-    return BenchmarkResult(
-        pd.DataFrame(rows), window, baseline, names, provenance, notes, _device_name(device), images
-    )
+    return BenchmarkResult(pd.DataFrame(rows), window, baseline, names, provenance, notes, _device_name(device), images)
 
 
 def _device_name(device: torch.device) -> str:
@@ -264,9 +270,7 @@ class BenchmarkResult:
                     triple = (math.nan,) * 3
                     if method != self.baseline and len(paired):
                         patients = paired.index.get_level_values("patient")
-                        triple = paired_bootstrap(
-                            paired, patients, level=level, resamples=resamples, seed=seed
-                        )
+                        triple = paired_bootstrap(paired, patients, level=level, resamples=resamples, seed=seed)
                     scores.append(
                         Score(
                             method,
@@ -381,9 +385,7 @@ class BenchmarkResult:
                 content["device"],
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ParameterError(
-                f"{path} is not a benchmark result ({type(error).__name__}: {error})"
-            ) from error
+            raise ParameterError(f"{path} is not a benchmark result ({type(error).__name__}: {error})") from error
 
 
 def _label(metric: str) -> tuple[str, int]:
@@ -429,8 +431,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--real", type=Path, help="folder with full/quarter-dose pairs; without it, phantoms")
     parser.add_argument("--patients", type=int, default=4, help="phantom patients")
     parser.add_argument("--crop", type=int, help="the central square of the phantoms, for slow methods")
-    parser.add_argument("--methods", default="ldct,gaussian",
-                        help="comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0")
+    parser.add_argument(
+        "--methods",
+        default="ldct,gaussian",
+        help="comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0",
+    )
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"of {', '.join(METRICS)}")
     parser.add_argument("--json", type=Path, help="also write every number here")
     parser.add_argument("--record", action="store_true", help="write the means into the shipped checkpoints' headers")
@@ -448,11 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seeds = range(9_000_001, 9_000_001 + options.patients)
             cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop)
         result = run(
-            loaded,
-            cases,
-            window=SOFT_TISSUE,
-            device=options.device,
-            metrics=filter(None, options.metrics.split(",")),
+            loaded, cases, window=SOFT_TISSUE, device=options.device, metrics=filter(None, options.metrics.split(","))
         )
         if options.record:
             record(result)

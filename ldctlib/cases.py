@@ -118,11 +118,19 @@ def phantom_cases(
             truth, full, *scans = (mu_to_hu(reconstruct.fbp(p, name))[part].contiguous() for p in readings)
             cases += [
                 BenchmarkCase(
-                    f"phantom {seed}", x, truth, "truth", d, pixel_mm, group=f"{thickness_mm:g} mm {name}",
-                    slice=f"{z_mm:.0f} mm", slice_mm=thickness_mm, full_dose_hu=full,
+                    f"phantom {seed}",
+                    x,
+                    truth,
+                    "truth",
+                    d,
+                    pixel_mm,
+                    group=f"{thickness_mm:g} mm {name}",
+                    slice=f"{z_mm:.0f} mm",
+                    slice_mm=thickness_mm,
+                    full_dose_hu=full,
                 )
                 for d, x in zip(doses, scans, strict=True)
-            ]  # fmt: skip
+            ]
     groups = list(dict.fromkeys(c.group for c in cases))
     return sorted(cases, key=lambda c: (groups.index(c.group), -c.dose))
 
@@ -188,9 +196,7 @@ def _real_case(folder: Path, full: Path, low: Path, dose: float) -> BenchmarkCas
 
     scan, scan_low = read_series(full), read_series(low)
     tags = ["ConvolutionKernel", "SliceThickness", "ImagePositionPatient"]
-    header, header_low = (
-        pydicom.dcmread(p, stop_before_pixels=True, specific_tags=tags) for p in (full, low)
-    )
+    header, header_low = (pydicom.dcmread(p, stop_before_pixels=True, specific_tags=tags) for p in (full, low))
     positions = [[float(v) for v in h.get("ImagePositionPatient", [])] for h in (header, header_low)]
     if len(positions[0]) != len(positions[1]) or not np.allclose(*positions, atol=0.01):
         raise ScanError(f"{full.name} and {low.name} in {folder} are not one slice: positions {positions}")

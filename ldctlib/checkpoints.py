@@ -216,9 +216,7 @@ def shipped(name: str) -> Path:
     )
 
 
-def load_published(
-    path: str | Path, model: nn.Module, *, rename: Callable[[str], str] | None = None
-) -> dict[str, Any]:
+def load_published(path: str | Path, model: nn.Module, *, rename: Callable[[str], str] | None = None) -> dict[str, Any]:
     """Load a published ``.pt`` file into ``model`` without unpickling code; returns what else the file says.
 
     The layout is ldct-benchmark's, ``{args: argparse.Namespace, iteration, model_state_dict}``, or a bare
@@ -256,16 +254,12 @@ def load_published(
 # ---------------------------------------------------------------- the file, shared with training states
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, fields: Mapping[str, Any]
-) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, fields: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically; ``fields`` become JSON strings of its header, with their hash."""
     from safetensors.torch import save as serialise
 
     # safetensors takes neither strided nor shared storage
-    tensors = {
-        n: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for n, t in tensors.items()
-    }
+    tensors = {n: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     try:
         header = {name: json.dumps(value, allow_nan=False) for name, value in fields.items()}
     except (TypeError, ValueError) as error:
@@ -292,15 +286,11 @@ def read_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: truncated or corrupted ({error}); get it again") from error
     if "format" not in header:
-        raise CheckpointError(
-            f"{path}: a safetensors file, but not one of ldctlib (its header names no format)"
-        )
+        raise CheckpointError(f"{path}: a safetensors file, but not one of ldctlib (its header names no format)")
     if header["format"] != kind:
         raise CheckpointError(f"{path}: has format '{header['format']}', this reads '{kind}'")
     if header.get("sha256") != _hash_tensors(tensors) or header.get("header_sha256") != _hash_header(header):
-        raise CheckpointError(
-            f"{path}: corrupted: its content does not have the hash that it records; get it again"
-        )
+        raise CheckpointError(f"{path}: corrupted: its content does not have the hash that it records; get it again")
     plain = ("format", "sha256", "header_sha256")
     fields = {name: json.loads(text) for name, text in header.items() if name not in plain}
     return tensors, fields | {"sha256": header["sha256"]}

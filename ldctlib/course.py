@@ -33,9 +33,7 @@ def find_notebooks(folder: Path, only: str = "") -> list[Path]:
     numbers = {path.name[:2] for path in paths}
     wanted = {part.strip().zfill(2) for part in only.split(",") if part.strip()}
     if not wanted or wanted - numbers:
-        raise ParameterError(
-            f"--only {only}: there are notebooks {', '.join(sorted(numbers)) or '(none yet)'}"
-        )
+        raise ParameterError(f"--only {only}: there are notebooks {', '.join(sorted(numbers)) or '(none yet)'}")
     return [path for path in paths if path.name[:2] in wanted]
 
 
@@ -52,9 +50,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def run(
-    folder: Path, out: Path, *, profile: str, only: str = "", given: Mapping[str, Any] | None = None
-) -> int:
+def run(folder: Path, out: Path, *, profile: str, only: str = "", given: Mapping[str, Any] | None = None) -> int:
     """Run the notebooks of ``folder`` in order into ``out``; stop at the first failure. Returns 0 or 1.
 
     The page and the metrics are written in either case. Raises ParameterError, before anything is run, for
@@ -95,17 +91,16 @@ def execute_in_place(path: Path) -> str:
 
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    NotebookClient(notebook, timeout=1800, kernel_name="python3",
-                   resources={"metadata": {"path": str(path.parent)}}).execute()  # fmt: skip
+    NotebookClient(
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     make_stable(notebook)
     text = nbformat.writes(notebook) + "\n"
     if str(path.resolve().parent.parent) in text:
         raise ParameterError(f"{path.name}: an output shows a path of this machine; print names, not paths")
     if len(text.encode()) > MAX_BYTES:
         megabytes = len(text.encode()) / 1e6
-        raise ParameterError(
-            f"{path.name} would be {megabytes:.1f} MB, at most {MAX_BYTES / 1e6}; smaller figures"
-        )
+        raise ParameterError(f"{path.name} would be {megabytes:.1f} MB, at most {MAX_BYTES / 1e6}; smaller figures")
     partial = path.with_suffix(".part")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
@@ -147,8 +142,7 @@ def _assign(paths: list[Path], profile: str, given: dict[str, Any]) -> dict[Path
     """Which of the given parameters each notebook takes: the common ones, and its own."""
     if profile not in PROFILES:
         raise ParameterError(
-            f"--profile {profile} does not exist{did_you_mean(profile, PROFILES)}. "
-            f"Allowed: {', '.join(PROFILES)}"
+            f"--profile {profile} does not exist{did_you_mean(profile, PROFILES)}. Allowed: {', '.join(PROFILES)}"
         )
     if "profile" in given or "out" in given:
         raise ParameterError("profile and out are options of the course: --profile NAME, --out FOLDER")
@@ -202,10 +196,16 @@ def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     if executed.exists():
         title, figures = _extract(executed, folder)
     return {
-        "name": path.stem, "title": title, "status": "failed" if error else "done", "error": error,
-        "seconds": round(seconds, 2), "profile": chosen["profile"], "figures": figures,
-        "metrics": _read_metrics(folder), "html": _export(executed),
-    }  # fmt: skip
+        "name": path.stem,
+        "title": title,
+        "status": "failed" if error else "done",
+        "error": error,
+        "seconds": round(seconds, 2),
+        "profile": chosen["profile"],
+        "figures": figures,
+        "metrics": _read_metrics(folder),
+        "html": _export(executed),
+    }
 
 
 def _extract(executed: Path, folder: Path) -> tuple[str, list[str]]:
@@ -213,9 +213,7 @@ def _extract(executed: Path, folder: Path) -> tuple[str, list[str]]:
     import nbformat
 
     notebook = nbformat.read(executed, as_version=4)
-    headings = (
-        line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()
-    )
+    headings = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
     title = next((line.lstrip("# ").strip() for line in headings if line.startswith("# ")), executed.stem)
     outputs = (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
     images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]

@@ -116,9 +116,7 @@ class VGG16Features(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[-2:]) < 16:
-            raise ShapeError(
-                f"VGG-16 takes (B, 1 or 3, H, W) of at least 16 pixels a side, got {tuple(x.shape)}"
-            )
+            raise ShapeError(f"VGG-16 takes (B, 1 or 3, H, W) of at least 16 pixels a side, got {tuple(x.shape)}")
         h = ((x - self.low) / (self.high - self.low) - self.mean) / self.std
         maps = []
         for i, layer in enumerate(self.network):
@@ -211,9 +209,7 @@ class AutoencoderLoss:
         "perceptual" is absent while its weight is 0, because it is the costly one.
         """
         if x_hat.shape != x.shape:
-            raise ShapeError(
-                f"reconstruction {tuple(x_hat.shape)} and image {tuple(x.shape)} differ in shape"
-            )
+            raise ShapeError(f"reconstruction {tuple(x_hat.shape)} and image {tuple(x.shape)} differ in shape")
         x_hat = x_hat.float()
         terms = {
             "mse": F.mse_loss(x_hat, x),

@@ -114,9 +114,7 @@ class Settings:
     def __str__(self) -> str:
         own = "".join(f", {name}={value!r}" for name, value in self.own.items())
         data = self.data if isinstance(self.data, str) else self.data.name
-        return (
-            f"{self.notebook}: profile={self.profile.name}, data={data}, seed={self.seed}, {self.device}{own}"
-        )
+        return f"{self.notebook}: profile={self.profile.name}, data={data}, seed={self.seed}, {self.device}{own}"
 
 
 def parameters(
@@ -141,9 +139,7 @@ def parameters(
     """
     check_names(_injected_names(), (*COMMON, *own), where=notebook)
     chosen = _profile(profile)
-    return Settings(
-        notebook, chosen, _data(data, chosen), _folder(out), _seed(seed), resolve_device(device), dict(own)
-    )
+    return Settings(notebook, chosen, _data(data, chosen), _folder(out), _seed(seed), resolve_device(device), dict(own))
 
 
 def check_names(given: Iterable[str], allowed: Iterable[str], *, where: str) -> None:
@@ -152,8 +148,7 @@ def check_names(given: Iterable[str], allowed: Iterable[str], *, where: str) -> 
     for name in given:
         if name not in allowed:
             raise ParameterError(
-                f"{where} has no parameter '{name}'{did_you_mean(name, allowed)}. "
-                f"It has: {', '.join(allowed)}"
+                f"{where} has no parameter '{name}'{did_you_mean(name, allowed)}. It has: {', '.join(allowed)}"
             )
 
 
@@ -176,9 +171,7 @@ def resolve_device(name: str) -> torch.device:
         raise ParameterError(f"device={name!r} is not a device; allowed: {allowed}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ParameterError(
-            f"device={name!r}, but PyTorch sees {count} CUDA devices here; use 'auto' or 'cpu'"
-        )
+        raise ParameterError(f"device={name!r}, but PyTorch sees {count} CUDA devices here; use 'auto' or 'cpu'")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ParameterError(f"device={name!r}, but PyTorch sees no Apple GPU here; use 'auto' or 'cpu'")
     return device
@@ -247,10 +240,4 @@ def _injected_names() -> list[str]:
     executed = shell.user_ns.get("In", []) if shell else []
     injected = [source for source in executed if source.startswith("# Parameters\n")]
     nodes = (node for source in injected[-1:] for node in ast.parse(source).body)
-    return [
-        t.id
-        for node in nodes
-        if isinstance(node, ast.Assign)
-        for t in node.targets
-        if isinstance(t, ast.Name)
-    ]
+    return [t.id for node in nodes if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]

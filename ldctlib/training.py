@@ -306,9 +306,7 @@ class _Run:
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = tensor
-        differing = [
-            f"{k} {theirs.get(k)} there, {ours.get(k)} here" for k in ours if ours[k] != theirs.get(k)
-        ]
+        differing = [f"{k} {theirs.get(k)} there, {ours.get(k)} here" for k in ours if ours[k] != theirs.get(k)]
         if parts["ema"].keys() != self.trained.keys():
             odd = sorted(parts["ema"].keys() ^ self.trained.keys())
             differing.append(f"trained there or here only: {', '.join(odd)}")
@@ -324,8 +322,7 @@ class _Run:
                 self.ema[name].copy_(parts["ema"][name])
                 # the fused kernel takes for granted that states are laid out like their parameter
                 self.optimizer.state[p] = {
-                    key: _like(p, parts["optimizer"][f"{name}.{key}"])
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: _like(p, parts["optimizer"][f"{name}.{key}"]) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
         self.sums = {name: t.to(self.device) for name, t in parts["sum"].items()}
         self.terms = {name: t.item() for name, t in parts["term"].items()}

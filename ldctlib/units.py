@@ -45,9 +45,7 @@ class Range:
         if not self.high > self.low:
             raise ParameterError(f"Range needs high > low, got low={self.low}, high={self.high}")
         if (self.model_low, self.model_high) not in ((-1.0, 1.0), (0.0, 1.0)):
-            raise ParameterError(
-                f"a model's range is [-1, 1] or [0, 1], got [{self.model_low}, {self.model_high}]"
-            )
+            raise ParameterError(f"a model's range is [-1, 1] or [0, 1], got [{self.model_low}, {self.model_high}]")
 
     @property
     def scale(self) -> float:

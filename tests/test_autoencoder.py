@@ -85,16 +85,11 @@ def test_factor(config, factor):
         model = Autoencoder(**({"attention_at": (2,)} | config))
         assert model.factor == factor
         assert model.encode(torch.empty(1, 1, 64, 32)).mean.shape[-2:] == (64 // factor, 32 // factor)
-        assert model.decode(torch.empty(1, model.latent_channels, 4, 5)).shape[-2:] == (
-            4 * factor,
-            5 * factor,
-        )
+        assert model.decode(torch.empty(1, model.latent_channels, 4, 5)).shape[-2:] == (4 * factor, 5 * factor)
 
 
 def kinds(part: nn.Module) -> list[type]:
-    return [
-        type(m) for m in part.modules() if isinstance(m, ResBlock | SelfAttention | Downsample | Upsample)
-    ]
+    return [type(m) for m in part.modules() if isinstance(m, ResBlock | SelfAttention | Downsample | Upsample)]
 
 
 def test_attention_is_at_the_deep_level_only_and_the_decoder_mirrors_the_encoder():
@@ -240,9 +235,7 @@ def test_samples_are_differentiable_in_mean_and_spread():
     z = Posterior(mean, logvar).sample(seeded(1))
     z.sum().backward()
     assert torch.equal(mean.grad, torch.ones_like(mean))
-    torch.testing.assert_close(
-        logvar.grad, 0.5 * z.detach()
-    )  # d(std noise)/d(logvar) = std noise / 2, mean is 0
+    torch.testing.assert_close(logvar.grad, 0.5 * z.detach())  # d(std noise)/d(logvar) = std noise / 2, mean is 0
 
 
 def test_latent_scale_makes_unit_variance_and_survives_a_checkpoint(tmp_path):

@@ -76,9 +76,7 @@ def test_rows_hold_the_metrics_of_each_case(result):
 def test_scores_are_means_of_paired_differences(result):
     table = result.table
     score = next(s for s in result.scores() if (s.method, s.metric, s.dose) == ("gaussian", "psnr", 0.1))
-    own, base = (
-        table[(table.method == m) & (table.dose == 0.1)].psnr.to_numpy() for m in ("gaussian", "ldct")
-    )
+    own, base = (table[(table.method == m) & (table.dose == 0.1)].psnr.to_numpy() for m in ("gaussian", "ldct"))
     assert score.value == pytest.approx(own.mean()) and score.difference == pytest.approx((own - base).mean())
     assert score.low < score.difference < score.high and score.low > 0
     assert (score.n_slices, score.n_patients, score.reference) == (12, 6, "truth")
@@ -250,11 +248,7 @@ def test_edge_loss_on_real_pairs_is_what_a_blur_takes(real_data):
     """The Gaussian's loss depends on the anatomy only: every slice and kernel must agree, noise or not."""
     cases = [c for c in real_pairs(real_data / "ct" / "mayo")][::5]
     result = run(
-        {"ldct": nothing, "gaussian": gaussian(0.8)},
-        cases,
-        window=SOFT_TISSUE,
-        metrics=["edge_loss"],
-        warmup=0,
+        {"ldct": nothing, "gaussian": gaussian(0.8)}, cases, window=SOFT_TISSUE, metrics=["edge_loss"], warmup=0
     )
     values = result.table[result.table.method == "gaussian"].edge_loss
     assert values.between(0.70, 0.78).all()
@@ -278,16 +272,7 @@ def test_command_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "ldctlib.methods", registry)
     monkeypatch.setattr("ldctlib.methods", registry, raising=False)
     monkeypatch.setattr(benchmark, "real_pairs", lambda root: CASES[:2])
-    arguments = [
-        "--real",
-        "x",
-        "--methods",
-        "gaussian",
-        "--metrics",
-        "psnr",
-        "--json",
-        str(tmp_path / "r.json"),
-    ]
+    arguments = ["--real", "x", "--methods", "gaussian", "--metrics", "psnr", "--json", str(tmp_path / "r.json")]
     assert benchmark.main(arguments) == 0
     out = capsys.readouterr().out
     assert "| ldct |" in out and "| gaussian |" in out
@@ -316,7 +301,7 @@ def test_measured_quality_goes_into_the_checkpoint(tmp_path, monkeypatch):
     names = ("ldct", "gaussian", "nafnet")
     result = run({name: methods.load(name) for name in names}, cases, window=SOFT_TISSUE, metrics=["psnr"])
     assert record(result) == [path]
-    (where, values), = checkpoints.load(path).quality.items()
+    ((where, values),) = checkpoints.load(path).quality.items()
     assert "truth" in where and "2 slices" in where
     # an untrained network changes nothing: its PSNR is the low-dose image's, 20 log10(400 / 20) = 26 dB
     assert abs(values["psnr"] - 26.0) < 0.2
@@ -328,9 +313,15 @@ def test_a_bound_is_given_the_full_dose(tmp_path):
 
     torch.manual_seed(0)
     config = dict(width=8, channel_mult=[1, 2], latent_channels=3, attention_at=[2], norm_groups=4, shortcut=True)
-    path = checkpoints.save(tmp_path / "a.safetensors", checkpoints.model_class("autoencoder")(**config),
-                            model="autoencoder", config=config, units=Range(-1000.0, 1000.0), quality={},
-                            trained_on=dict.fromkeys(checkpoints.PROVENANCE, 0))
+    path = checkpoints.save(
+        tmp_path / "a.safetensors",
+        checkpoints.model_class("autoencoder")(**config),
+        model="autoencoder",
+        config=config,
+        units=Range(-1000.0, 1000.0),
+        quality={},
+        trained_on=dict.fromkeys(checkpoints.PROVENANCE, 0),
+    )
     loaded = {name: methods.load(name, path=path) for name in ("round_trip", "round_trip_full")}
     assert loaded["round_trip_full"].sees_full_dose and not loaded["round_trip"].sees_full_dose
     case = phantom_case(0)

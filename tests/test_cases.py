@@ -22,8 +22,10 @@ def cases() -> list[BenchmarkCase]:
 def test_order_and_provenance(cases):
     found = [(c.group, c.dose, c.patient) for c in cases]
     assert found[:3] == [
-        ("1 mm B30f", 0.25, "phantom 1"), ("1 mm B30f", 0.25, "phantom 2"), ("1 mm B30f", 0.1, "phantom 1"),
-    ]  # fmt: skip
+        ("1 mm B30f", 0.25, "phantom 1"),
+        ("1 mm B30f", 0.25, "phantom 2"),
+        ("1 mm B30f", 0.1, "phantom 1"),
+    ]
     assert len(found) == 8 and found[-1] == ("1 mm D45f", 0.1, "phantom 2")
     assert {c.reference_kind for c in cases} == {"truth"} and cases[0].pixel_mm == 3.1
 
@@ -63,9 +65,13 @@ def test_two_references_are_scored_from_one_denoising(cases):
         return 0.5 * ldct
 
     result = benchmark.run(
-        {"ldct": lambda x, **_: x, "halve": halve}, cases[:2], window=SOFT_TISSUE, metrics=["psnr", "bias_hu"],
-        warmup=0, keep_images=True,
-    )  # fmt: skip
+        {"ldct": lambda x, **_: x, "halve": halve},
+        cases[:2],
+        window=SOFT_TISSUE,
+        metrics=["psnr", "bias_hu"],
+        warmup=0,
+        keep_images=True,
+    )
     assert len(calls) == 2 and len(result.table) == 8
     for index, case in enumerate(cases[:2]):
         x = result.images["halve", index]

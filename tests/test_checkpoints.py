@@ -125,15 +125,7 @@ def test_every_damaged_copy_is_refused(saved, tmp_path):
         copy.write_bytes(damaged)
         with pytest.raises(CheckpointError):
             checkpoints.load(copy)
-    for length in [
-        0,
-        5,
-        8,
-        header - 1,
-        header,
-        len(data) - 1,
-        *(rng.randrange(len(data)) for _ in range(40)),
-    ]:
+    for length in [0, 5, 8, header - 1, header, len(data) - 1, *(rng.randrange(len(data)) for _ in range(40))]:
         copy.write_bytes(data[:length])
         with pytest.raises(CheckpointError, match="truncated|corrupted"):
             checkpoints.load(copy)
@@ -165,9 +157,7 @@ def test_keys_that_do_not_fit_are_named(tmp_path):
     state["conv1.extra"] = torch.zeros(1)
     del state["tconv5.bias"]
     state["conv2.weight"] = torch.zeros(4, 4, 3, 3)
-    expected = (
-        r"missing keys: tconv5.bias; unexpected keys: conv1.extra; wrong shapes: conv2.weight \(4, 4, 3, 3\)"
-    )
+    expected = r"missing keys: tconv5.bias; unexpected keys: conv1.extra; wrong shapes: conv2.weight \(4, 4, 3, 3\)"
     with pytest.raises(CheckpointError, match=expected):
         checkpoints.build(write(tmp_path / "d.safetensors", state))
 
@@ -234,9 +224,7 @@ def test_published_keys_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=expected):
         checkpoints.load_published(published(tmp_path / "q.pt", state), REDCNN(**CONFIG))
     with pytest.raises(CheckpointError, match="two keys become 'same'"):
-        checkpoints.load_published(
-            published(tmp_path / "r.pt", state), REDCNN(**CONFIG), rename=lambda key: "same"
-        )
+        checkpoints.load_published(published(tmp_path / "r.pt", state), REDCNN(**CONFIG), rename=lambda key: "same")
     torch.save({"model_state_dict": {"a": "text"}}, tmp_path / "s.pt")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         checkpoints.load_published(tmp_path / "s.pt", REDCNN(**CONFIG))

@@ -72,12 +72,8 @@ def test_tcia_layout(tmp_path):
     write_series(root / "L241/12-23-2021-NA-NA-50920/1.000000-Full Dose Images-70970", names, 40)
     write_series(root / "L241/12-23-2021-NA-NA-50920/1.000000-Low Dose Images-31092", names, 60)
     # the two doses in two studies, other letter case, zeros left out
-    write_series(
-        root / "c30/01-13-2022-NA-NA-73373/1.000000-Full dose images-62126", ("1-1.dcm", "1-2.dcm"), 40
-    )
-    write_series(
-        root / "c30/01-19-2022-NA-NA-73373/2.000000-low dose images-50353", ("1-1.dcm", "1-2.dcm"), 60
-    )
+    write_series(root / "c30/01-13-2022-NA-NA-73373/1.000000-Full dose images-62126", ("1-1.dcm", "1-2.dcm"), 40)
+    write_series(root / "c30/01-19-2022-NA-NA-73373/2.000000-low dose images-50353", ("1-1.dcm", "1-2.dcm"), 60)
     write_series(root / "N005/12-23-2021-NA-NA-00001/1.000000-Full Dose Images-00002", names, 40)
     (root / "N005/12-23-2021-NA-NA-00001/1.000000-Full Dose Projections-3").mkdir()
     (root / "N005/12-23-2021-NA-NA-00001/1.000000-Full Dose Projections-3/1-1.dcm").write_bytes(b"raw")
@@ -110,16 +106,17 @@ def test_mayo_packagings(tmp_path, pattern):
     for patient in ("L067", "L096"):
         for dose, code, value in (("full", "FD", 40), ("quarter", "QD", 60)):
             for variant, more in (("1mm", 0), ("3mm", 100)):
-                names = [
-                    f"{patient}_{code}_{variant[0]}_1.CT.0001.{k:04d}.2015.12.22.20.IMA" for k in range(3)
-                ]
+                names = [f"{patient}_{code}_{variant[0]}_1.CT.0001.{k:04d}.2015.12.22.20.IMA" for k in range(3)]
                 folder = pattern.format(patient=patient, dose=dose, variant=variant)
                 write_series(tmp_path / folder, names, value + more)
     collection = open_collection(tmp_path)
     assert collection.layout == "mayo2016"
     assert [(case.patient, case.variant) for case in collection] == [
-        ("L067", "1mm"), ("L067", "3mm"), ("L096", "1mm"), ("L096", "3mm"),
-    ]  # fmt: skip
+        ("L067", "1mm"),
+        ("L067", "3mm"),
+        ("L096", "1mm"),
+        ("L096", "3mm"),
+    ]
     assert {case.dose for case in collection} == {0.25}
     check_pair(collection.cases[0])
     check_pair(collection.cases[3], 140, 160)
@@ -134,8 +131,10 @@ def test_mayo_sorted_folders_and_file_names(tmp_path):
     write_series(tmp_path / "L506_1mm", [f"L506_QD_3_SHARP_1{name}" for name in names], 80)
     collection = open_collection(tmp_path)
     assert [(case.patient, case.variant) for case in collection] == [
-        ("L096", ""), ("L506", "1mm"), ("L506", "3mm_sharp"),
-    ]  # fmt: skip
+        ("L096", ""),
+        ("L506", "1mm"),
+        ("L506", "3mm_sharp"),
+    ]
     check_pair(collection.cases[0])
     check_pair(collection.cases[1])
     assert collection.cases[2].full is None  # as the challenge's test patients are
@@ -182,14 +181,16 @@ def test_folders_of_nifti_and_numpy(tmp_path):
 
     lits, acdc = tmp_path / "lits", tmp_path / "acdc"
     for path in (
-        lits / "Training Batch 1/volume-0.nii", lits / "Training Batch 1/segmentation-0.nii",
-        lits / "Training Batch 2/volume-28.nii", lits / "Training Batch 2/segmentation-28.nii",
+        lits / "Training Batch 1/volume-0.nii",
+        lits / "Training Batch 1/segmentation-0.nii",
+        lits / "Training Batch 2/volume-28.nii",
+        lits / "Training Batch 2/segmentation-28.nii",
         acdc / "training/patient001/patient001_frame01.nii.gz",
         acdc / "training/patient001/patient001_4d.nii.gz",
         acdc / "training/patient001/patient001_frame01_gt.nii.gz",
         acdc / "training/patient001/patient001_frame12.nii.gz",
         acdc / "training/patient002/patient002_frame01.nii.gz",
-    ):  # fmt: skip
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(image, np.diag([0.7, 0.7, 3, 1])), path)
     assert open_collection(lits).patients == ("volume-0", "volume-28") and len(open_collection(lits)) == 2

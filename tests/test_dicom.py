@@ -85,20 +85,12 @@ def test_every_bundled_file_reads_rightly_or_raises_a_named_error():
         ds = pydicom.dcmread(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = ds.pixel_array * float(ds.get("RescaleSlope", 1)) + float(
-                ds.get("RescaleIntercept", 0)
-            )
+            expected = ds.pixel_array * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
         measured = slice(None) if scan.padding is None else ~scan.padding[0].numpy()
         assert np.array_equal(scan.values[0].numpy()[measured], expected.astype(np.float32)[measured]), name
         assert scan.modality == ds.Modality and scan.scale == ("HU" if ds.Modality == "CT" else "arbitrary")
         assert scan.spacing_mm[1:] == tuple(float(x) for x in ds.PixelSpacing)
-    for name in (
-        "CT_small.dcm",
-        "MR_small_bigendian.dcm",
-        "MR_small_RLE.dcm",
-        "examples_overlay.dcm",
-        "17106",
-    ):
+    for name in ("CT_small.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "examples_overlay.dcm", "17106"):
         assert name in read
     assert not any(name.startswith(("SC_", "rtdose", "liver", "6293", "DICOMDIR")) for name in read)
     assert len(read) >= 30
@@ -131,9 +123,17 @@ def test_the_slice_that_ships():
 def damaged_copies(rng: np.random.Generator, count: int):
     """(source, bytes or dataset, kind): cuts, flipped bits in the header or anywhere, deleted elements."""
     names = [
-        "CT_small.dcm", "MR_small.dcm", "MR_small_RLE.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm",
-        "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "693_J2KI.dcm", "17106", "4919",
-    ]  # fmt: skip
+        "CT_small.dcm",
+        "MR_small.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_implicit.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "693_J2KI.dcm",
+        "17106",
+        "4919",
+    ]
     sources = [next(path for path in PYDICOM_FILES if path.name == name) for name in names]
     for index in range(count):
         source = sources[index % len(sources)]
@@ -243,21 +243,14 @@ def test_gantry_tilt_is_noted(tmp_path):
         # the table moves along z, the image plane is tilted by 20 degrees
         tilt = math.radians(20)
         orientation = [1, 0, 0, 0, math.cos(tilt), math.sin(tilt)]
-        save(
-            ct_slice(2.0 * k, np.zeros((4, 4), np.uint16), ImageOrientationPatient=orientation),
-            tmp_path / f"{k}.dcm",
-        )
+        save(ct_slice(2.0 * k, np.zeros((4, 4), np.uint16), ImageOrientationPatient=orientation), tmp_path / f"{k}.dcm")
     scan = read_series(tmp_path)
-    assert scan.tilt_deg == pytest.approx(20, abs=0.01) and any(
-        "tilted by 20.0" in note for note in scan.notes
-    )
+    assert scan.tilt_deg == pytest.approx(20, abs=0.01) and any("tilted by 20.0" in note for note in scan.notes)
 
 
 def test_localizers_are_left_aside_and_several_series_listed(tmp_path):
     stack(tmp_path / "thin", [0, 2, 4])
-    scout = ct_slice(
-        0, np.zeros((4, 9), np.uint16), series="1.2.9", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]
-    )
+    scout = ct_slice(0, np.zeros((4, 9), np.uint16), series="1.2.9", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     save(scout, tmp_path / "scout.dcm")
     (tmp_path / "notes.txt").write_text("not DICOM")
     assert len(read_series(tmp_path).values) == 3
@@ -265,9 +258,7 @@ def test_localizers_are_left_aside_and_several_series_listed(tmp_path):
         read_series(tmp_path / "scout.dcm")
 
     stack(tmp_path / "thick", [0, 5], series="1.2.4", SeriesDescription="thick")
-    with pytest.raises(
-        ScanError, match=r'(?s)1\.2\.3: 3 file.*1\.2\.4: 2 file\(s\), CT 8x6 "thick"'
-    ) as error:
+    with pytest.raises(ScanError, match=r'(?s)1\.2\.3: 3 file.*1\.2\.4: 2 file\(s\), CT 8x6 "thick"') as error:
         read_series(tmp_path)
     assert "series_uid" in str(error.value)
     assert len(read_series(tmp_path, series_uid="1.2.4").values) == 2
@@ -276,10 +267,7 @@ def test_localizers_are_left_aside_and_several_series_listed(tmp_path):
     assert [info.uid for info in list_series(tmp_path)] == ["1.2.3", "1.2.4", "1.2.9"]
 
     # one series, two orientations
-    save(
-        ct_slice(6, np.zeros((8, 6), np.uint16), ImageOrientationPatient=[0, 1, 0, 0, 0, -1]),
-        tmp_path / "thin/c.dcm",
-    )
+    save(ct_slice(6, np.zeros((8, 6), np.uint16), ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), tmp_path / "thin/c.dcm")
     with pytest.raises(ScanError, match="1.2.3#2"):
         read_series(tmp_path / "thin")
 
@@ -324,26 +312,17 @@ def test_unused_bits_and_sign(tmp_path):
 
 
 def test_rescale_is_read_from_each_file(tmp_path):
-    save(
-        ct_slice(0, np.full((4, 4), 100, np.uint16), RescaleSlope="2", RescaleIntercept="-1000"),
-        tmp_path / "0.dcm",
-    )
-    save(
-        ct_slice(2, np.full((4, 4), 100, np.uint16), RescaleSlope="1", RescaleIntercept="-200"),
-        tmp_path / "1.dcm",
-    )
+    save(ct_slice(0, np.full((4, 4), 100, np.uint16), RescaleSlope="2", RescaleIntercept="-1000"), tmp_path / "0.dcm")
+    save(ct_slice(2, np.full((4, 4), 100, np.uint16), RescaleSlope="1", RescaleIntercept="-200"), tmp_path / "1.dcm")
     assert read_series(tmp_path).values[:, 0, 0].tolist() == [-800, -100]
-    scan = read_series(
-        save(ct_slice(0, np.full((4, 4), 9, np.uint16), RescaleType="HU_MOD"), tmp_path / "m/m.dcm")
-    )
+    scan = read_series(save(ct_slice(0, np.full((4, 4), 9, np.uint16), RescaleType="HU_MOD"), tmp_path / "m/m.dcm"))
     assert scan.scale == "arbitrary"
     with pytest.raises(ScanError, match="arbitrary units"):
         scan.images_hu()
 
 
 @pytest.mark.parametrize(
-    "missing",
-    ["RescaleSlope", "PixelSpacing", "PixelRepresentation", "BitsStored", "PixelData", "Rows", "Modality"],
+    "missing", ["RescaleSlope", "PixelSpacing", "PixelRepresentation", "BitsStored", "PixelData", "Rows", "Modality"]
 )
 def test_what_ct_must_state(tmp_path, missing):
     ds = ct_slice(0, np.zeros((4, 4), np.uint16))
@@ -379,10 +358,15 @@ def test_a_missing_decoder_is_named(monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        "CT_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "MR_small_RLE.dcm", "693_J2KI.dcm",
-        "J2K_pixelrep_mismatch.dcm", "examples_overlay.dcm",
+        "CT_small.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_implicit.dcm",
+        "MR_small_RLE.dcm",
+        "693_J2KI.dcm",
+        "J2K_pixelrep_mismatch.dcm",
+        "examples_overlay.dcm",
     ],
-)  # fmt: skip
+)
 def test_written_series_reads_back_within_half_a_stored_unit(tmp_path, name):
     scan = read_series(bundled(name))
     noise = torch.randn(scan.values.shape, generator=torch.Generator().manual_seed(3))
@@ -400,13 +384,7 @@ def test_written_series_reads_back_within_half_a_stored_unit(tmp_path, name):
 
 
 def test_the_header_says_that_it_is_derived(tmp_path):
-    stack(
-        tmp_path / "in",
-        [0, 2, 4],
-        SmallestImagePixelValue=0,
-        LargestImagePixelValue=1999,
-        BurnedInAnnotation="NO",
-    )
+    stack(tmp_path / "in", [0, 2, 4], SmallestImagePixelValue=0, LargestImagePixelValue=1999, BurnedInAnnotation="NO")
     scan = read_series(tmp_path / "in")
     paths = write_derived(scan, scan.values[:, None], tmp_path / "out", description="made by a test")
     assert [path.name for path in paths] == ["0001.dcm", "0002.dcm", "0003.dcm"]
@@ -419,9 +397,15 @@ def test_the_header_says_that_it_is_derived(tmp_path):
         assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
         assert ds.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
         for same in (
-            "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "ImagePositionPatient", "InstanceNumber",
-            "SOPClassUID", "RescaleIntercept", "BurnedInAnnotation",
-        ):  # fmt: skip
+            "StudyInstanceUID",
+            "FrameOfReferenceUID",
+            "PatientID",
+            "ImagePositionPatient",
+            "InstanceNumber",
+            "SOPClassUID",
+            "RescaleIntercept",
+            "BurnedInAnnotation",
+        ):
             assert ds[same].value == source[same].value
         assert ds.ImageType == ["DERIVED", "SECONDARY", "AXIAL"]
         assert ds.DerivationDescription == "made by a test" and "made by a test" in ds.SeriesDescription
@@ -433,9 +417,7 @@ def test_the_header_says_that_it_is_derived(tmp_path):
 
 
 def test_values_that_do_not_fit_widen_the_series_or_raise(tmp_path):
-    scan = read_series(
-        save(ct_slice(0, np.full((4, 4), 5, np.uint16), BitsStored=12, HighBit=11), tmp_path / "a.dcm")
-    )
+    scan = read_series(save(ct_slice(0, np.full((4, 4), 5, np.uint16), BitsStored=12, HighBit=11), tmp_path / "a.dcm"))
     low = scan.values.clone()
     low[0, 0, 0] = -1500  # stored -476: not in 12 unsigned bits
     paths = write_derived(scan, low, tmp_path / "wide", description="wide")
@@ -535,15 +517,7 @@ def test_bad_nifti_and_numpy_files(tmp_path):
     (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"not an image"))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "line.npy", np.zeros(5))
-    for name in (
-        "four.nii",
-        "cut.nii.gz",
-        "text.nii.gz",
-        "objects.npy",
-        "line.npy",
-        "absent.nii",
-        "absent.npy",
-    ):
+    for name in ("four.nii", "cut.nii.gz", "text.nii.gz", "objects.npy", "line.npy", "absent.nii", "absent.npy"):
         with pytest.raises(ScanError, match=name):
             read_scan(tmp_path / name)
     with pytest.raises(ParameterError, match="HU"):

@@ -43,7 +43,7 @@ def water_ellipse(size: int = 128, pixel_mm: float = 2.0, a: float = 105.0, b: f
 
 def middle_sd(images: torch.Tensor) -> float:
     c = images.shape[-1]
-    return float(images[..., c * 3 // 8:c * 5 // 8, c * 3 // 8:c * 5 // 8].std(dim=0).square().mean().sqrt())
+    return float(images[..., c * 3 // 8 : c * 5 // 8, c * 3 // 8 : c * 5 // 8].std(dim=0).square().mean().sqrt())
 
 
 def chi_square_p(observed: np.ndarray, expected: np.ndarray) -> float:
@@ -107,8 +107,9 @@ def test_three_ways_to_a_low_dose_image_agree(dose):
     p = projector(GEOMETRY).A(hu_to_mu(stack))
     (direct,) = scan(stack, GEOMETRY, scanner, (dose,), generator=seeded(1))
     full_p = measure(p, scanner, GEOMETRY, (1.0,), generator=seeded(2))[0]
-    inserted = mu_to_hu(projector(GEOMETRY).fbp(
-        insert_projection(full_p, GEOMETRY, scanner, dose, generator=seeded(3)), "B30f"))
+    inserted = mu_to_hu(
+        projector(GEOMETRY).fbp(insert_projection(full_p, GEOMETRY, scanner, dose, generator=seeded(3)), "B30f")
+    )
     full_hu = mu_to_hu(projector(GEOMETRY).fbp(full_p, "B30f"))
     in_image = insert_image(full_hu, GEOMETRY, scanner, dose, generator=seeded(4))
 
@@ -158,8 +159,14 @@ def test_streaks_between_dense_hips():
         image[((axis[None, :] - x) ** 2 + axis[:, None] ** 2 <= 38**2)[None, None]] = 1100.0
     geometry = ParallelGeometry(256, 1.4, 400, 368, 1.0)
     generator = seeded()
-    noise = scan(image.expand(8, -1, -1, -1), geometry, Scanner(photons=2e5, electronic_sd=3.0), (0.25,),
-                 kernel_name="ramp", generator=generator)[0]
+    noise = scan(
+        image.expand(8, -1, -1, -1),
+        geometry,
+        Scanner(photons=2e5, electronic_sd=3.0),
+        (0.25,),
+        kernel_name="ramp",
+        generator=generator,
+    )[0]
     noise = (noise - noise.mean(0, keepdim=True))[:, 0, 96:160, 96:160]
     power = np.fft.ifftshift(nps(noise, 1.4).two_d)
     f = np.fft.fftfreq(64)

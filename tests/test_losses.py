@@ -37,9 +37,7 @@ def small_autoencoder() -> Autoencoder:
 
 def test_ramp():
     ramp = Ramp(final=0.8, start=100, end=300)
-    assert [ramp(s) for s in (0, 99, 100, 150, 200, 300, 10_000)] == pytest.approx(
-        [0, 0, 0, 0.2, 0.4, 0.8, 0.8]
-    )
+    assert [ramp(s) for s in (0, 99, 100, 150, 200, 300, 10_000)] == pytest.approx([0, 0, 0, 0.2, 0.4, 0.8, 0.8])
     assert Ramp(0.5)(0) == 0.5  # constant from the first step
     switch = Ramp(0.5, 10, 10)
     assert (switch(9), switch(10)) == (0, 0.5)
@@ -66,9 +64,7 @@ def test_kl_closed_forms():
     exact = exact_kl(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(dim=(1, 2, 3))
     torch.testing.assert_close(losses.kl_divergence(mean, logvar), exact)
     # summed, not averaged: twice the latent, twice the nats
-    torch.testing.assert_close(
-        losses.kl_divergence(torch.cat([mean] * 2, 1), torch.cat([logvar] * 2, 1)), 2 * exact
-    )
+    torch.testing.assert_close(losses.kl_divergence(torch.cat([mean] * 2, 1), torch.cat([logvar] * 2, 1)), 2 * exact)
 
 
 def test_kl_gradient_pulls_to_the_standard_normal():
@@ -90,15 +86,7 @@ def test_kl_is_float32_whatever_autocast_made():
 
 def vgg_weights() -> dict[str, torch.Tensor]:
     """Random weights in the published layout, down to relu3_3, He-scaled so that deep maps do not fade."""
-    widths = {
-        0: (3, 64),
-        2: (64, 64),
-        5: (64, 128),
-        7: (128, 128),
-        10: (128, 256),
-        12: (256, 256),
-        14: (256, 256),
-    }
+    widths = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
     weights = {}
     for i, (c, d) in widths.items():
         weights[f"features.{i}.weight"] = normal(d, c, 3, 3, seed=i) * math.sqrt(2 / (9 * c))
@@ -183,8 +171,7 @@ def test_encoder_features_are_a_frozen_named_copy():
     x, x_hat = normal(1, 1, 10, 9), normal(1, 1, 10, 9, seed=5)
     before = losses.perceptual_distance(features, x_hat, x)
     expected = sum(
-        (a - b).abs().mean()
-        for a, b in zip(autoencoder.features(x_hat), autoencoder.features(x), strict=True)
+        (a - b).abs().mean() for a, b in zip(autoencoder.features(x_hat), autoencoder.features(x), strict=True)
     )
     torch.testing.assert_close(before, expected)
     with torch.no_grad():
@@ -280,7 +267,5 @@ else:
 
 @pytest.mark.parametrize("mode", ["as it is", "loads"])
 def test_torchvision_shim(mode):
-    done = subprocess.run(
-        [sys.executable, "-c", SHIM_SCRIPT, mode], capture_output=True, text=True, env=os.environ
-    )
+    done = subprocess.run([sys.executable, "-c", SHIM_SCRIPT, mode], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ def test_contract(name, noisy):
         pair = denoise(torch.cat([x, x.flip(3)]), spacing_mm=(1.0, 0.7, 0.7))
         torch.testing.assert_close(pair[:1], out, atol=1e-2, rtol=1e-4)
     if name != "ldct":
-        truth = clean[..., :x.shape[-2], :x.shape[-1]]
+        truth = clean[..., : x.shape[-2], : x.shape[-1]]
         # away from the body's edge, which a blur mixes with air
         inside = torch.nn.functional.max_pool2d((truth < -500).float(), 9, 1, 4) == 0
         assert (out - truth)[inside].std() < REMAINS * (x - truth)[inside].std()
@@ -93,11 +93,16 @@ def test_network_wrapper_blends_and_keeps_the_mean(noisy, tmp_path):
     torch.nn.init.normal_(model.ending.weight, std=0.02)
     path = save(tmp_path / "net.safetensors", model, r, "workshop")
     _, ldct = noisy
-    outs = {keep: regression.network(device="cpu", name="net", path=path, keep=keep, mean_px=0.0)(
-        ldct, noise=None, spacing_mm=None, generator=None) for keep in (0.0, 0.25)}
+    outs = {
+        keep: regression.network(device="cpu", name="net", path=path, keep=keep, mean_px=0.0)(
+            ldct, noise=None, spacing_mm=None, generator=None
+        )
+        for keep in (0.0, 0.25)
+    }
     torch.testing.assert_close(outs[0.25], ldct - 0.75 * (ldct - outs[0.0]), rtol=1e-4, atol=1e-2)
     back = regression.network(device="cpu", name="net", path=path, keep=0.0, mean_px=12.0)(
-        ldct, noise=None, spacing_mm=None, generator=None)
+        ldct, noise=None, spacing_mm=None, generator=None
+    )
     removed = ldct - outs[0.0]
     torch.testing.assert_close(ldct - back, removed - gaussian_blur(removed, 12.0), rtol=1e-4, atol=1e-2)
 
@@ -157,8 +162,12 @@ def test_networks_on_real_pairs(real_data, name, every):
         low, full = case.ldct_hu, case.reference_hu
         out = denoise(low)
         gains.append(float(psnr(out, full, window=SOFT_TISSUE) - psnr(low, full, window=SOFT_TISSUE)))
-        similar.append([float(ssim_uniform7(x, full, window=SOFT_TISSUE)) for x in (
-            out, *(gaussian_blur(low, sigma) for sigma in (0.6, 0.8, 1.0)))])
+        similar.append(
+            [
+                float(ssim_uniform7(x, full, window=SOFT_TISSUE))
+                for x in (out, *(gaussian_blur(low, sigma) for sigma in (0.6, 0.8, 1.0)))
+            ]
+        )
         assert abs(float((out - low)[body_mask(full)].mean())) < 1.0
     assert min(gains) > 2.0 and np.mean(gains) > 4.0
     own, *blurs = np.mean(similar, axis=0)

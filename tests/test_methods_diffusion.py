@@ -22,12 +22,38 @@ from ldctlib.models.unet import UNet
 from ldctlib.units import Range
 
 RANGE, OTHER = Range(-1000.0, 1000.0), Range(-360.0, 440.0)
-AUTOENCODER = dict(width=8, channel_mult=[1, 2], latent_channels=3, blocks=1, attention_at=[2], stem=2, shortcut=True,
-                   norm_groups=4, latent_scale=1.7)
-LATENT = dict(in_channels=3, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[2], num_heads=1,
-              concat_channels=3, context_channels=3, context_dim=8, norm_groups=4)
-PIXELS = dict(in_channels=1, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[],
-              concat_channels=1, norm_groups=4)
+AUTOENCODER = dict(
+    width=8,
+    channel_mult=[1, 2],
+    latent_channels=3,
+    blocks=1,
+    attention_at=[2],
+    stem=2,
+    shortcut=True,
+    norm_groups=4,
+    latent_scale=1.7,
+)
+LATENT = dict(
+    in_channels=3,
+    model_channels=8,
+    channel_mult=[1, 2],
+    num_res_blocks=1,
+    attention_at=[2],
+    num_heads=1,
+    concat_channels=3,
+    context_channels=3,
+    context_dim=8,
+    norm_groups=4,
+)
+PIXELS = dict(
+    in_channels=1,
+    model_channels=8,
+    channel_mult=[1, 2],
+    num_res_blocks=1,
+    attention_at=[],
+    concat_channels=1,
+    norm_groups=4,
+)
 TOLD = dict(unet={k: v for k, v in LATENT.items() if k != "concat_channels"}, gain=5.0)
 NAFNET = dict(width=8, shuffle=2, encoder=[1], middle=1, decoder=[1], patch=16)
 COSINE = dict(name="cosine", T=1000, prediction="v")
@@ -45,8 +71,17 @@ def write(path: Path, model: str, config: dict, *, schedule=None, seed: int = 0,
             if model != "autoencoder":
                 p.add_(0.05 * torch.randn(p.shape))
     trained_on = dict.fromkeys(checkpoints.PROVENANCE, 0) | notes
-    return checkpoints.save(path, network, model=model, config=config, units=units, schedule=schedule,
-                            trained_on=trained_on, quality={}, dtype=torch.float32)
+    return checkpoints.save(
+        path,
+        network,
+        model=model,
+        config=config,
+        units=units,
+        schedule=schedule,
+        trained_on=trained_on,
+        quality={},
+        dtype=torch.float32,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +90,16 @@ def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("checkpoints")
     for i, (name, own) in enumerate((("man", "autoencoder_perceptual"), ("man_simple", "autoencoder_simple"))):
         path = write(out / f"{own}.safetensors", "autoencoder", AUTOENCODER, seed=i)
-        write(out / f"{name}.safetensors", "unet", LATENT, schedule=COSINE, seed=10 + i, keep=0.25,
-              condition="simulated: a code", uses={own: checkpoints.load(path).sha256})
+        write(
+            out / f"{name}.safetensors",
+            "unet",
+            LATENT,
+            schedule=COSINE,
+            seed=10 + i,
+            keep=0.25,
+            condition="simulated: a code",
+            uses={own: checkpoints.load(path).sha256},
+        )
     write(out / "ddpm.safetensors", "unet", PIXELS, schedule=COSINE, seed=20, keep=0.25)
     return out
 
@@ -93,7 +136,7 @@ def test_a_batch_is_what_its_images_are():
     for batch in (1, 2, 5):
         out = methods.load("round_trip", batch=batch)(x)
         for i in range(5):
-            torch.testing.assert_close(out[i:i + 1], methods.load("round_trip")(x[i:i + 1]), rtol=1e-5, atol=1e-2)
+            torch.testing.assert_close(out[i : i + 1], methods.load("round_trip")(x[i : i + 1]), rtol=1e-5, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
@@ -242,8 +285,9 @@ def test_pixel_steps_see_the_image_itself(folder):
         torch.testing.assert_close(model.decode(c, (20, 13)), x[..., :13], rtol=0, atol=1e-3)
         eps = noise_predictor(lambda z, t: model.unet(z, t, concat=c), model.schedule, "v")
         times = model.schedule.times(3)
-        by_hand = samplers.final(samplers.dpm_solver_pp_2m(eps, torch.randn(c.shape, generator=seeded(2)),
-                                                           model.schedule, times))
+        by_hand = samplers.final(
+            samplers.dpm_solver_pp_2m(eps, torch.randn(c.shape, generator=seeded(2)), model.schedule, times)
+        )
         found = samplers.final(model.steps(x, steps=3, sampler="dpm_solver_pp_2m", generator=seeded(2)))
     torch.testing.assert_close(found, by_hand, rtol=1e-5, atol=1e-6)
 
@@ -280,8 +324,16 @@ def test_start_has_no_condition_and_begins_mid_chain(folder, tmp_path, monkeypat
     monkeypatch.setattr(UNet, "forward", spy)
     x = image(32, 32)
     alone = {k: v for k, v in LATENT.items() if not k.startswith(("concat", "context"))}
-    path = write(tmp_path / "prior.safetensors", "unet", alone, schedule=COSINE, seed=10, keep=0.25,
-                 condition="start: none", uses=checkpoints.load(folder / "man.safetensors").trained_on["uses"])
+    path = write(
+        tmp_path / "prior.safetensors",
+        "unet",
+        alone,
+        schedule=COSINE,
+        seed=10,
+        keep=0.25,
+        condition="start: none",
+        uses=checkpoints.load(folder / "man.safetensors").trained_on["uses"],
+    )
     with pytest.raises(ParameterError, match="nothing of the image left"):
         methods.load("man", path=path, start=1000)
     for options, first in (({}, 300), ({"start": 120}, 120)):
@@ -304,8 +356,15 @@ def test_a_condition_that_was_not_trained_for_is_refused(folder, tmp_path):
     with pytest.raises(ParameterError, match="simulated, paired, start"):
         methods.load("man", condition="none")
     uses = checkpoints.load(folder / "man.safetensors").trained_on["uses"]
-    paired = write(tmp_path / "own.safetensors", "unet", LATENT, schedule=COSINE, uses=uses, keep=0.0,
-                   condition="paired: the low-dose scan")
+    paired = write(
+        tmp_path / "own.safetensors",
+        "unet",
+        LATENT,
+        schedule=COSINE,
+        uses=uses,
+        keep=0.0,
+        condition="paired: the low-dose scan",
+    )
     assert methods.load("man", path=paired, steps=1)(image(8, 8)).shape == (1, 1, 8, 8)  # its own is the default
     assert methods.load("man", path=paired, steps=1, condition="paired") is not None
     with pytest.raises(ParameterError, match="condition='paired'"):

@@ -41,9 +41,7 @@ def test_psnr_equals_scikit_image(pair):
         # float32 images against float64: about 1e-6 relative in the MSE, so 1e-5 dB
         assert ours[i].item() == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1.0), abs=1e-4)
     raw = M.psnr(x, y, data_range=500.0)[0].item()
-    assert raw == pytest.approx(
-        10 * math.log10(500**2 / ((x[0] - y[0]).double() ** 2).mean().item()), abs=1e-9
-    )
+    assert raw == pytest.approx(10 * math.log10(500**2 / ((x[0] - y[0]).double() ** 2).mean().item()), abs=1e-9)
     assert torch.isinf(M.psnr(x, x, window=SOFT_TISSUE)).all()
 
 
@@ -61,9 +59,7 @@ def test_ssim_equals_scikit_image(pair, kernel):
             peak = arguments.get("data_range", 1.0)
             oracle = structural_similarity(a.numpy(), b.numpy(), data_range=peak, **options)
             assert ours[i].item() == pytest.approx(oracle, abs=1e-9)  # both float64
-    assert torch.equal(
-        M.ssim_uniform7(x, y, data_range=765.0), M.ssim(x, y, data_range=765.0, kernel="uniform7")
-    )
+    assert torch.equal(M.ssim_uniform7(x, y, data_range=765.0), M.ssim(x, y, data_range=765.0, kernel="uniform7"))
 
 
 def test_ssim_mask_averages_the_map(pair):
@@ -117,10 +113,7 @@ def test_fsim_is_one_for_equal_images_and_falls_with_noise_and_blur(pair):
     _, y = pair
     assert M.fsim(y, y, window=SOFT_TISSUE) == pytest.approx([1, 1], abs=1e-9)
     noise = torch.randn(y.shape, generator=seeded(1))
-    for worse in (
-        [y + s * noise for s in (10, 40, 120)],
-        [texture.gaussian_blur(y, s) for s in (0.6, 1.2, 2.4)],
-    ):
+    for worse in ([y + s * noise for s in (10, 40, 120)], [texture.gaussian_blur(y, s) for s in (0.6, 1.2, 2.4)]):
         values = [M.fsim(x, y, window=SOFT_TISSUE)[0].item() for x in worse]
         assert 1 > values[0] > values[1] > values[2] > 0.3
 
@@ -262,9 +255,7 @@ def test_nps_distance():
     doubled = M.nps(white * math.sqrt(2), 0.7)
     assert M.nps_distance(a, a) == 0 and M.nps_distance(a, a, magnitude=True) == 0
     assert M.nps_distance(doubled, a) == pytest.approx(0, abs=1e-12)  # shape only
-    assert M.nps_distance(doubled, a, magnitude=True) == pytest.approx(
-        3.0, abs=0.02
-    )  # 10 log10 2, less the floor
+    assert M.nps_distance(doubled, a, magnitude=True) == pytest.approx(3.0, abs=0.02)  # 10 log10 2, less the floor
     assert 0.3 < M.nps_distance(b, a) < 2
     # closed form: flat against exp(-(2 pi sigma f)^2) on the same bins
     f = a.frequency[1:33] * 0.7
@@ -416,9 +407,7 @@ def test_edge_loss_is_calibrated(nested):
 def test_structure_in_removed(nested):
     truth, full, low = nested
     noise_gone = truth + 0.3 * (low - truth)
-    assert (
-        abs(M.structure_in_removed(noise_gone, low, truth)) < 0.03
-    )  # removed is 0.7 of the noise: constant ratio
+    assert abs(M.structure_in_removed(noise_gone, low, truth)) < 0.03  # removed is 0.7 of the noise: constant ratio
     values = [M.structure_in_removed(texture.gaussian_blur(low, s), low, full) for s in (0.6, 1.0, 1.5)]
     assert 0.1 < values[0] < values[1] < values[2]
     assert math.isnan(M.structure_in_removed(low, low, full))

@@ -73,9 +73,7 @@ def test_a_network_of_any_kind_becomes_the_same_noise_predictor():
         torch.testing.assert_close(eps(x_t, t), target["eps"], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "min_snr, x0_weight", [(5.0, lambda snr: min(snr, 5.0)), (1.0, lambda snr: min(snr, 1.0))]
-)
+@pytest.mark.parametrize("min_snr, x0_weight", [(5.0, lambda snr: min(snr, 5.0)), (1.0, lambda snr: min(snr, 1.0))])
 def test_min_snr_weighs_one_x0_error_alike_in_all_three_predictions(min_snr, x0_weight):
     # networks that all believe in the same wrong x0 must pay the same: min(SNR, γ) ‖x0 − x0_hat‖²
     schedule = linear()
@@ -87,9 +85,7 @@ def test_min_snr_weighs_one_x0_error_alike_in_all_three_predictions(min_snr, x0_
         def answer(x_t, t):
             seen.append(t)
             eps_hat = eps_from(schedule, x_t, t, "x0", x0_hat)
-            return {"x0": x0_hat, "eps": eps_hat, "v": v_from(schedule, t, x0=x0_hat, eps=eps_hat)}[
-                prediction
-            ]
+            return {"x0": x0_hat, "eps": eps_hat, "v": v_from(schedule, t, x0=x0_hat, eps=eps_hat)}[prediction]
 
         return answer
 
@@ -143,8 +139,13 @@ def test_times_follow_the_generator_and_a_given_list():
     assert torch.equal(*(sample_times(schedule, 8, generator=seeded(9)) for _ in range(2)))
     assert not torch.equal(*(sample_times(schedule, 8, generator=seeded(s)) for s in (9, 10)))
     assert sorted(sample_times(schedule, 6, generator=seeded(9), times=(900, 40, 7)).tolist()) == [
-        7, 7, 40, 40, 900, 900,
-    ]  # fmt: skip
+        7,
+        7,
+        40,
+        40,
+        900,
+        900,
+    ]
 
 
 class Gain(nn.Module):

@@ -11,14 +11,7 @@ import torch
 from ldctlib.ct.nps import nps
 from ldctlib.ct.projector import KERNELS, Kernel
 from ldctlib.data.natural import photographs, random_hu, shrink
-from ldctlib.data.patches import (
-    NoisePatches,
-    PairedPatches,
-    PatchConfig,
-    edge_blur_px,
-    scan_slices,
-    scanner_noise,
-)
+from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, edge_blur_px, scan_slices, scanner_noise
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 
 CONFIG = PatchConfig(seed=3, patch=48, size=192, slices=4, photographs=4, noises=4, refresh=500)
@@ -96,14 +89,16 @@ def test_a_patch_may_be_the_whole_slice(tmp_path):
     write_pairs(tmp_path, pixels=64)
     collection = open_collection(tmp_path)
     config = PatchConfig(seed=2, patch=64, size=96, slices=4, photographs=2, noises=2, photograph_share=0.0)
-    for dataset in (PairedPatches(collection, config),
-                    NoisePatches(config, draw_slices=scan_slices(collection))):
+    for dataset in (PairedPatches(collection, config), NoisePatches(config, draw_slices=scan_slices(collection))):
         sample = dataset[1]
         assert sample["clean_hu"].shape == sample["ldct_hu"].shape == (1, 64, 64) and int(sample["n"]) == 1
     scan = collection.cases[0].load_full().values
     whole = PairedPatches(open_collection(tmp_path), config)[1]["clean_hu"]
-    assert any(torch.equal(torch.sort(whole.flatten())[0], torch.sort(case.load_full().values[i].flatten())[0])
-               for case in collection for i in range(len(scan)))
+    assert any(
+        torch.equal(torch.sort(whole.flatten())[0], torch.sort(case.load_full().values[i].flatten())[0])
+        for case in collection
+        for i in range(len(scan))
+    )
 
 
 def test_noise_bank_covers_sharp_and_soft_scanners():

@@ -93,9 +93,7 @@ def test_fields_are_periodic_and_have_their_spectrum():
     f = np.sqrt(
         sum(
             np.meshgrid(
-                *(np.fft.fftfreq(n) ** 2 for n in field.shape[:2]),
-                np.fft.rfftfreq(field.shape[2]) ** 2,
-                indexing="ij",
+                *(np.fft.fftfreq(n) ** 2 for n in field.shape[:2]), np.fft.rfftfreq(field.shape[2]) ** 2, indexing="ij"
             )
         )
     )
@@ -231,9 +229,7 @@ def test_neighbouring_slices_agree_and_distant_ones_do_not():
         body = base.labels > 0
 
         def agree(dz, seed=seed, base=base, body=body):
-            a, b = (
-                s.hu.clamp(-160, 240)[body].numpy() for s in (base, drawn(seed, 40.0 + dz, thickness_mm=3.0))
-            )
+            a, b = (s.hu.clamp(-160, 240)[body].numpy() for s in (base, drawn(seed, 40.0 + dz, thickness_mm=3.0)))
             return np.corrcoef(a, b)[0, 1]
 
         ranks.append([agree(dz) for dz in (1.0, 6.0, 40.0)])
@@ -327,9 +323,7 @@ def _spectrum(hu: np.ndarray) -> np.ndarray:
     taper = np.hanning(160)[:, None] * np.hanning(200)[None]
     power = np.abs(np.fft.fft2((patch - patch.mean()) * taper)) ** 2 / (taper**2).sum()
     f = np.hypot(np.fft.fftfreq(160)[:, None], np.fft.fftfreq(200)[None])
-    return np.array(
-        [np.log10(power[(f >= lo) & (f < lo + 0.05)].mean()) for lo in np.arange(0.02, 0.3, 0.05)]
-    )
+    return np.array([np.log10(power[(f >= lo) & (f < lo + 0.05)].mean()) for lo in np.arange(0.02, 0.3, 0.05)])
 
 
 def test_spectrum_is_that_of_real_slices(real_data):
@@ -340,8 +334,5 @@ def test_spectrum_is_that_of_real_slices(real_data):
     for file in sorted((real_data / "ct" / "abdomen_series").glob("*.dcm"))[::5]:
         d = pydicom.dcmread(file)
         real.append(_spectrum(d.pixel_array * float(d.RescaleSlope) + float(d.RescaleIntercept)))
-    ours = [
-        _spectrum(patient(s).slice(50.0, thickness_mm=3.0, pixel_mm=0.9766).hu[0, 0].numpy())
-        for s in range(10)
-    ]
+    ours = [_spectrum(patient(s).slice(50.0, thickness_mm=3.0, pixel_mm=0.9766).hu[0, 0].numpy()) for s in range(10)]
     assert np.abs(np.mean(ours, axis=0) - np.mean(real, axis=0)).max() < 0.35

@@ -81,9 +81,7 @@ def test_metrics_are_plain_json_and_replace_the_old_ones(tmp_path):
 def test_metrics_that_are_not_finite_stay_readable(tmp_path):
     settings = profiles.parameters("nb", out=tmp_path)
     settings.write_metrics({"lpips": math.nan, "reason": "no trunk"})
-    strict = json.loads(
-        (tmp_path / "metrics.json").read_text(), parse_constant=lambda text: pytest.fail(text)
-    )
+    strict = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda text: pytest.fail(text))
     assert strict["metrics"] == {"lpips": None, "reason": "no trunk"}
 
 
@@ -102,14 +100,7 @@ def test_a_misspelt_injected_name_is_found_in_the_kernels_record(tmp_path, monke
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [
-        ("a=3", 3),
-        ("a=1e-3", 1e-3),
-        ("a=True", True),
-        ("a=[0.1, 2]", [0.1, 2]),
-        ("a=cpu", "cpu"),
-        ("a=x=y", "x=y"),
-    ],
+    [("a=3", 3), ("a=1e-3", 1e-3), ("a=True", True), ("a=[0.1, 2]", [0.1, 2]), ("a=cpu", "cpu"), ("a=x=y", "x=y")],
 )
 def test_command_line_values(text, value):
     name, parsed = course.parse_assignment(text)

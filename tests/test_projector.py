@@ -17,8 +17,12 @@ from tests.ellipses import ELLIPSES, raster, sinogram
 
 PARALLEL = ParallelGeometry(512, 0.75, 720, 736, 0.75)
 FAN = FanGeometry(512, 0.75, 720, 736)
-SMALL = (ParallelGeometry(96, 1.5, 90, 140, 1.5, 0.25), FanGeometry(96, 1.5, 120, 200, 0.0028),
-         ParallelGeometry(65, 2.0, 64, 150, 1.0), ParallelGeometry(64, 2.0, 30, 40, 2.0))
+SMALL = (
+    ParallelGeometry(96, 1.5, 90, 140, 1.5, 0.25),
+    FanGeometry(96, 1.5, 120, 200, 0.0028),
+    ParallelGeometry(65, 2.0, 64, 150, 1.0),
+    ParallelGeometry(64, 2.0, 30, 40, 2.0),
+)
 
 
 @pytest.mark.parametrize("geometry", (PARALLEL, FAN), ids=("parallel", "fan"))
@@ -134,19 +138,32 @@ def test_kernels_are_ordered_and_checked():
         Kernel(0.5, 0.2)
 
 
-@pytest.mark.parametrize("bad", (
-    dict(size=4), dict(pixel_mm=0.0), dict(pixel_mm=float("nan")), dict(n_views=0), dict(n_bins=1), dict(bin_mm=-1.0),
-    dict(offset_bins=4000.0),
-))
+@pytest.mark.parametrize(
+    "bad",
+    (
+        dict(size=4),
+        dict(pixel_mm=0.0),
+        dict(pixel_mm=float("nan")),
+        dict(n_views=0),
+        dict(n_bins=1),
+        dict(bin_mm=-1.0),
+        dict(offset_bins=4000.0),
+    ),
+)
 def test_impossible_parallel_geometries(bad):
     with pytest.raises(GeometryError, match=next(iter(bad))):
         ParallelGeometry(**bad)
 
 
-@pytest.mark.parametrize("bad, word", (
-    (dict(n_bins=3000), "180 degrees"), (dict(source_to_iso_mm=200.0), "inside the image"),
-    (dict(n_views=2), "n_views"), (dict(bin_rad=0.0), "bin_rad"),
-))
+@pytest.mark.parametrize(
+    "bad, word",
+    (
+        (dict(n_bins=3000), "180 degrees"),
+        (dict(source_to_iso_mm=200.0), "inside the image"),
+        (dict(n_views=2), "n_views"),
+        (dict(bin_rad=0.0), "bin_rad"),
+    ),
+)
 def test_impossible_fan_geometries(bad, word):
     with pytest.raises(GeometryError, match=word):
         FanGeometry(**bad)

@@ -20,10 +20,15 @@ PATCHES = PatchConfig(seed=1, patch=32, size=96, slices=4, photographs=2, noises
 def tiny(profile: str) -> recipes.Recipe:
     common = dict(batch_size=2, log_every=1, checkpoint_every=1)
     return recipes.Recipe(
-        model="nafnet", loss=regression.loss, notes=regression.TARGET,
+        model="nafnet",
+        loss=regression.loss,
+        notes=regression.TARGET,
         config=dict(width=4, encoder=[1], middle=1, decoder=[1], patch=32),
-        stages=(recipes.Stage("stable", TrainConfig(steps=3, lr=1e-3, schedule="constant", **common), PATCHES),
-                recipes.Stage("decay", TrainConfig(steps=2, lr=1e-3, **common), PATCHES)))
+        stages=(
+            recipes.Stage("stable", TrainConfig(steps=3, lr=1e-3, schedule="constant", **common), PATCHES),
+            recipes.Stage("decay", TrainConfig(steps=2, lr=1e-3, **common), PATCHES),
+        ),
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -26,12 +26,32 @@ from ldctlib.units import Range
 OTHER = Range(-360.0, 440.0)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-AUTOENCODER = dict(width=8, channel_mult=[1, 2], latent_channels=4, blocks=1, attention_at=[2], stem=2, shortcut=True,
-                   norm_groups=4)
-CONDITIONED = dict(unet=dict(in_channels=4, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[2],
-                             num_heads=1, context_channels=4, context_dim=8, norm_groups=4), gain=5.0)
-PIXEL_UNET = dict(in_channels=1, model_channels=8, channel_mult=[1, 2], num_res_blocks=1, attention_at=[],
-                  concat_channels=1, norm_groups=4)
+AUTOENCODER = dict(
+    width=8, channel_mult=[1, 2], latent_channels=4, blocks=1, attention_at=[2], stem=2, shortcut=True, norm_groups=4
+)
+CONDITIONED = dict(
+    unet=dict(
+        in_channels=4,
+        model_channels=8,
+        channel_mult=[1, 2],
+        num_res_blocks=1,
+        attention_at=[2],
+        num_heads=1,
+        context_channels=4,
+        context_dim=8,
+        norm_groups=4,
+    ),
+    gain=5.0,
+)
+PIXEL_UNET = dict(
+    in_channels=1,
+    model_channels=8,
+    channel_mult=[1, 2],
+    num_res_blocks=1,
+    attention_at=[],
+    concat_channels=1,
+    norm_groups=4,
+)
 BANKS = dict(patch=32, size=96, slices=4, photographs=2, noises=2)
 FAMILY = ("autoencoder_simple", "autoencoder_perceptual", "man")
 
@@ -42,9 +62,16 @@ def shrunk(name: str, profile: str) -> recipes.Recipe:
     """The workshop's recipe with networks, banks and numbers of steps that take no time."""
     r = getattr(man, name)(profile)
     config = {"autoencoder": AUTOENCODER, "conditioned_unet": CONDITIONED, "unet": PIXEL_UNET}[r.model]
-    stages = tuple(replace(s, train=replace(s.train, steps=4, warmup_steps=0, batch_size=2, log_every=1,
-                                            checkpoint_every=100, mixed_precision="no"),
-                           patches=replace(s.patches, **BANKS)) for s in r.stages)
+    stages = tuple(
+        replace(
+            s,
+            train=replace(
+                s.train, steps=4, warmup_steps=0, batch_size=2, log_every=1, checkpoint_every=100, mixed_precision="no"
+            ),
+            patches=replace(s.patches, **BANKS),
+        )
+        for s in r.stages
+    )
     return replace(r, config=config, stages=stages)
 
 
@@ -82,8 +109,10 @@ def test_each_uses_what_was_trained_before_it(trained):
     uses = {name: c.trained_on.get("uses", {}) for name, c in loaded.items()}
     assert uses["autoencoder_simple"] == uses["ddpm"] == {}
     assert uses["autoencoder_perceptual"] == {"autoencoder_simple": loaded["autoencoder_simple"].sha256}
-    assert uses["man"] == {"autoencoder_perceptual": loaded["autoencoder_perceptual"].sha256,
-                           "nafnet": checkpoints.load(checkpoints.shipped("nafnet")).sha256}
+    assert uses["man"] == {
+        "autoencoder_perceptual": loaded["autoencoder_perceptual"].sha256,
+        "nafnet": checkpoints.load(checkpoints.shipped("nafnet")).sha256,
+    }
     for c in loaded.values():
         assert c.trained_on["profile"] == "workshop" and c.trained_on["steps"] == 8
     assert loaded["man"].schedule == man.NEAR_THE_ESTIMATE
@@ -253,12 +282,14 @@ def test_latents_are_samples_of_the_clean_image_and_conditions_the_low_dose_mean
     c, images, model = call["checkpoint"], call["images"], call["autoencoder"]
     low = images["ldct_hu"]
     with torch.no_grad():
-        clean, ldct, first = (model.encode(c.range.to_model(x)) for x in (
-            images["clean_hu"], low, OTHER.from_model(0.5 * OTHER.to_model(low))))
+        clean, ldct, first = (
+            model.encode(c.range.to_model(x))
+            for x in (images["clean_hu"], low, OTHER.from_model(0.5 * OTHER.to_model(low)))
+        )
     noise = torch.randn(clean.mean.shape, generator=torch.Generator().manual_seed(9))
     scale, spread = c.config["latent_scale"], man.NEAR_THE_ESTIMATE["spread"]
     torch.testing.assert_close(call["z0"], scale * (clean.mean + clean.std * noise) / spread, rtol=1e-3, atol=1e-3)
-    (z_t, t, code, centre), = call["spy"].seen
+    ((z_t, t, code, centre),) = call["spy"].seen
     torch.testing.assert_close(code, scale * ldct.mean, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(centre, scale * (first if estimator else ldct).mean, rtol=1e-3, atol=1e-4)
     # the network was called with z_t = 0, and sees its difference from the centre
@@ -290,8 +321,9 @@ def test_what_makes_the_codes_is_not_trained_along(trained, monkeypatch):
     monkeypatch.setattr(man.checkpoints, "build", build)
     r = recipes.recipe("man", "workshop")
     c = checkpoints.load(trained / "autoencoder_perceptual.safetensors")
-    loss = r.loss(r, r.stages[0], {"autoencoder_perceptual": c,
-                                   "nafnet": checkpoints.load(checkpoints.shipped("nafnet"))})
+    loss = r.loss(
+        r, r.stages[0], {"autoencoder_perceptual": c, "nafnet": checkpoints.load(checkpoints.shipped("nafnet"))}
+    )
     assert len(built) == 2
     before = [{k: v.clone() for k, v in network.state_dict().items()} for network in built]
     unet, dataset = recipes.new_model(r), NoisePatches(r.stages[0].patches)
@@ -337,7 +369,7 @@ def write_collection(folder: Path, *, pairs: bool = False, patients=6, slices=2,
     rng = np.random.default_rng(0)
     row, column = np.mgrid[:pixels, :pixels] - (pixels - 1) / 2
     for patient in range(1, 1 + patients):
-        for dose, sd in (("Full", 10), ("Low", 20))[:1 + pairs]:
+        for dose, sd in (("Full", 10), ("Low", 20))[: 1 + pairs]:
             series = folder / f"L{patient:03d}" / "12-23-2021-NA-NA-50920" / f"1.000000-{dose} Dose Images-{patient}"
             series.mkdir(parents=True)
             uid = generate_uid()
@@ -371,7 +403,7 @@ def test_steps_are_counted_from_epochs_of_the_training_patients(tmp_path, monkey
     monkeypatch.setitem(recipes.RECIPES, "autoencoder_simple", lambda profile: small)
     with pytest.raises(KeyboardInterrupt):
         finish("autoencoder_simple", tmp_path / "out", profile="paper", data=tmp_path / "LDCT")
-    (config, dataset), = seen
+    ((config, dataset),) = seen
     training = len(running.split(running.open_collection(tmp_path / "LDCT"))["train"])
     assert 0 < training < 12 and training * 9 // 16 > 1
     assert config.steps == 600 * (training * 9 // 16) and config.batch_size == 16
@@ -385,12 +417,33 @@ def test_dry_run_of_the_paper_profile_on_two_processes(tmp_path):
     """Two steps on scans in the real layout; then the latent model on what that made."""
     write_collection(tmp_path / "LDCT-and-Projection-data")
     made = tmp_path / "out" / "dry-run"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1",
-                                "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "TQDM_DISABLE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     for name in ("autoencoder_simple", "man"):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                   "-m", "ldctlib.recipes", name, "--profile", "paper", "--dry-run", "--device", "cpu",
-                   "--data", str(tmp_path / "LDCT-and-Projection-data"), "--out", str(tmp_path / "out")]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "-m",
+            "ldctlib.recipes",
+            name,
+            "--profile",
+            "paper",
+            "--dry-run",
+            "--device",
+            "cpu",
+            "--data",
+            str(tmp_path / "LDCT-and-Projection-data"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         steps = [line for line in done.stdout.splitlines() if line.startswith(f"{name} ")]

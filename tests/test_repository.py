@@ -31,8 +31,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {("diffusion", "models"), ("diffusion", "ct"), ("models", "ct"), ("ct", "models")}
 
-DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml",
-                "torch_fidelity": "torch-fidelity"}  # fmt: skip
+DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml", "torch_fidelity": "torch-fidelity"}
 PROVIDED = {"IPython": "ipykernel", "cycler": "matplotlib"}  # come with a package that is declared
 
 
@@ -124,9 +123,7 @@ sys.exit(bool(failed))
 def declared() -> set[str]:
     """Names of all distributions that pyproject names, extras included."""
     extras = [item for extra in PROJECT["optional-dependencies"].values() for item in extra]
-    return {re.match(r"[\w-]+", item).group().lower() for item in PROJECT["dependencies"] + extras} - {
-        "ldctlib"
-    }
+    return {re.match(r"[\w-]+", item).group().lower() for item in PROJECT["dependencies"] + extras} - {"ldctlib"}
 
 
 def test_every_module_imports_with_torch_and_numpy_alone():
@@ -135,8 +132,10 @@ def test_every_module_imports_with_torch_and_numpy_alone():
     modules = [module_name(path) for path in sources() if path.stem != "__main__"]
     done = subprocess.run(
         [sys.executable, "-c", BLOCKER, ",".join(sorted(heavy)), ",".join(modules)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
@@ -155,18 +154,12 @@ def pins() -> dict[str, str]:
 def test_constraints_pin_one_release_of_torch_and_torchvision():
     assert set(pins()) == {"torch", "torchvision"}
     torch, torchvision = (tuple(map(int, pins()[name].split("."))) for name in ("torch", "torchvision"))
-    assert torchvision == (
-        torch[0] - 2,
-        torch[1] + 15,
-        torch[2],
-    )  # torch 2.n goes with torchvision 0.(n + 15)
+    assert torchvision == (torch[0] - 2, torch[1] + 15, torch[2])  # torch 2.n goes with torchvision 0.(n + 15)
 
 
 def test_the_pins_satisfy_pyproject():
     for name, version in pins().items():
-        bound = next(item for item in PROJECT["dependencies"] if re.match(rf"{name}>=", item)).partition(
-            ">="
-        )[2]
+        bound = next(item for item in PROJECT["dependencies"] if re.match(rf"{name}>=", item)).partition(">=")[2]
         assert tuple(map(int, version.split("."))) >= tuple(map(int, bound.split(".")))
 
 
@@ -201,15 +194,8 @@ def test_bootstrap_takes_torch_from_the_cpu_index_only_where_nothing_else_is_sai
     cpu = ["--extra-index-url", bootstrap.TORCH_CPU_INDEX]
     assert bootstrap.torch_source("linux", False, plain) == cpu
     assert bootstrap.torch_source("linux", True, plain) == []
-    assert (
-        bootstrap.torch_source("darwin", False, plain) == bootstrap.torch_source("win32", False, plain) == []
-    )
-    for line in (
-        "global.index-url='x'",
-        "install.find-links='x'",
-        ":env:.extra-index-url='x'",
-        "user.no-index='1'",
-    ):
+    assert bootstrap.torch_source("darwin", False, plain) == bootstrap.torch_source("win32", False, plain) == []
+    for line in ("global.index-url='x'", "install.find-links='x'", ":env:.extra-index-url='x'", "user.no-index='1'"):
         assert bootstrap.torch_source("linux", False, plain + line) == [], line
 
 
@@ -237,9 +223,7 @@ def texts() -> list[Path]:
     kinds = ("*.py", "*.md", "*.toml", "*.yml", "*.txt", "*.cff")
     here = [path for kind in kinds for path in ROOT.glob(kind)]
     inside = [p for top in ("ldctlib", "tests", "data") for kind in kinds for p in (ROOT / top).rglob(kind)]
-    return sorted(
-        [*here, *inside, *(ROOT / "notebooks").glob("*.ipynb"), ROOT / "Makefile", ROOT / ".ci" / "run"]
-    )
+    return sorted([*here, *inside, *(ROOT / "notebooks").glob("*.ipynb"), ROOT / "Makefile", ROOT / ".ci" / "run"])
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)

@@ -15,14 +15,7 @@ import torch
 
 from ldctlib.diffusion.objective import noise_like, q_sample
 from ldctlib.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m, final, predict
-from ldctlib.diffusion.schedule import (
-    cosine,
-    from_alphas_cumprod,
-    linear,
-    sr3,
-    times_from_zero_based,
-    zero_based,
-)
+from ldctlib.diffusion.schedule import cosine, from_alphas_cumprod, linear, sr3, times_from_zero_based, zero_based
 from ldctlib.errors import ParameterError, ShapeError
 
 MEAN = np.array([-1.0, 0.3, 2.0])
@@ -204,9 +197,7 @@ def test_mid_chain_start_gives_noised_images_their_detail_back(sampler, share):
     x0 = channels(MEAN, white) + channels(VARIANCE, white).sqrt() * white
     x_t = q_sample(schedule, x0, times[0], noise_like(x0, seeded(6)))
     options = {"generator": seeded(7)} if sampler is ddpm else {}
-    out = (
-        final(sampler(gaussian_eps(schedule), x_t, schedule, times, **options)).reshape(n, 3).double().numpy()
-    )
+    out = final(sampler(gaussian_eps(schedule), x_t, schedule, times, **options)).reshape(n, 3).double().numpy()
     mean, variance = MEAN, VARIANCE  # which 2M meets to 0.4 % in 100 steps; the others are of order 1
     if share is not None:
         a, b = roots(schedule, times[0])
@@ -295,26 +286,31 @@ def test_ddim_is_diffusers(betas, eta, spacing, steps, clip):
     )
     scheduler.set_timesteps(steps)
     ours = ddim(
-        zero_based(network), x_t, schedule, schedule.times(steps, spacing),
-        eta=eta, clamp_x0=(-0.8, 0.8) if clip else None, generator=seeded(12),
-    )  # fmt: skip
-    against_diffusers(
-        ours, scheduler, x_t, network, eta=eta, use_clipped_model_output=clip, generator=seeded(12)
+        zero_based(network),
+        x_t,
+        schedule,
+        schedule.times(steps, spacing),
+        eta=eta,
+        clamp_x0=(-0.8, 0.8) if clip else None,
+        generator=seeded(12),
     )
+    against_diffusers(ours, scheduler, x_t, network, eta=eta, use_clipped_model_output=clip, generator=seeded(12))
 
 
 @BETAS
 @pytest.mark.parametrize("steps", [20, 200])
 @pytest.mark.parametrize("clip", [False, True])
 def test_ddpm_is_diffusers(betas, steps, clip):
-    scheduler, schedule, network, x_t = published(
-        "DDPMScheduler", betas, clip_sample=clip, clip_sample_range=0.8
-    )
+    scheduler, schedule, network, x_t = published("DDPMScheduler", betas, clip_sample=clip, clip_sample_range=0.8)
     scheduler.set_timesteps(steps)
     ours = ddpm(
-        zero_based(network), x_t, schedule, schedule.times(steps, "leading"),
-        clamp_x0=(-0.8, 0.8) if clip else None, generator=seeded(13),
-    )  # fmt: skip
+        zero_based(network),
+        x_t,
+        schedule,
+        schedule.times(steps, "leading"),
+        clamp_x0=(-0.8, 0.8) if clip else None,
+        generator=seeded(13),
+    )
     against_diffusers(ours, scheduler, x_t, network, generator=seeded(13))
 
 

@@ -44,9 +44,7 @@ def test_linear_is_the_product_of_one_minus_beta():
 def test_linear_and_sr3_end_at_the_same_noise_for_any_length(T):
     # ln ᾱ_T = Σ ln(1 − β) ≈ −Σβ − Σβ²/2: the sum of β is kept, and with 100 steps Σβ²/2 adds 7 %
     for make in (linear, sr3):
-        assert make(T).alpha_bar[-1].log().item() == pytest.approx(
-            make().alpha_bar[-1].log().item(), rel=0.08
-        )
+        assert make(T).alpha_bar[-1].log().item() == pytest.approx(make().alpha_bar[-1].log().item(), rel=0.08)
 
 
 @pytest.mark.parametrize("T", [10, 1000])

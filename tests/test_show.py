@@ -31,9 +31,7 @@ def picture(data: bytes) -> np.ndarray:
 
 
 def test_rows_show_every_image_in_one_window_and_the_difference_in_hu(image_hu):
-    figure = figures.rows(
-        {"a": image_hu, "b": image_hu + 7}, window=SOFT_TISSUE, roi=(8, 4, 16, 20), reference="a"
-    )
+    figure = figures.rows({"a": image_hu, "b": image_hu + 7}, window=SOFT_TISSUE, roi=(8, 4, 16, 20), reference="a")
     drawn = [axis for axis in figure.axes if axis.images]
     assert len(drawn) == 6
     assert {axis.images[0].get_clim() for axis in drawn[:4]} == {(-160, 240)}
@@ -249,18 +247,29 @@ def test_every_exercise_takes_its_right_answer_and_refuses_the_plausible_wrong_o
 
 
 def record(**change):
-    plain = {"name": "01_x", "title": "What is <dose>?", "status": "done", "error": "", "seconds": 3.2,
-             "figures": [], "profile": "workshop", "metrics": {}, "html": True}  # fmt: skip
+    plain = {
+        "name": "01_x",
+        "title": "What is <dose>?",
+        "status": "done",
+        "error": "",
+        "seconds": 3.2,
+        "figures": [],
+        "profile": "workshop",
+        "metrics": {},
+        "html": True,
+    }
     return {**plain, **change}
 
 
 def test_page_shows_what_happened_and_escapes_it():
     error = "cell 7 (In [5]): ValueError: a < b"
     html = page.build(
-        [record(metrics={"psnr": {"nafnet": 24.56789}, "n": 3}, figures=["01_x/figures/figure_01.png"]),
-         record(name="02_y", status="failed", error=error)],
+        [
+            record(metrics={"psnr": {"nafnet": 24.56789}, "n": 3}, figures=["01_x/figures/figure_01.png"]),
+            record(name="02_y", status="failed", error=error),
+        ],
         profile="workshop",
-    )  # fmt: skip
+    )
     assert "What is &lt;dose&gt;?" in html and "<dose>" not in html
     assert "psnr.nafnet" in html and "24.57" in html
     assert "a &lt; b" in html and "1 failed" in html

@@ -45,14 +45,25 @@ def test_mosaic_shows_the_channels_in_reading_order(z):
     assert odd.shape == (27, 24) and np.isnan(odd[18:, 12:]).all() and not np.isnan(odd[:18]).any()
 
 
-@pytest.mark.parametrize(("given", "error", "says"), [
-    (lambda: latents.mosaic(torch.zeros(2, 3, 4, 4)), ShapeError, r"got \(2, 3, 4, 4\)"),
-    (lambda: latents.mosaic(torch.zeros(3, 4, 4), columns=0), ParameterError, "at least one column"),
-    (lambda: latents.bottleneck(torch.zeros(8, 8), torch.zeros(2, 1, 1), torch.zeros(8, 9)), ShapeError, "one shape"),
-    (lambda: latents.responses(upsample, torch.zeros(2, 3, 4, 4), amount=1.0), ShapeError, "one latent"),
-    (lambda: latents.responses(upsample, torch.zeros(1, 3, 2, 2), amount=1.0), ShapeError, "smaller than size=24"),
-    (lambda: latents.atom_sheet({"a": torch.zeros(3, 4, 4), "b": torch.zeros(2, 4, 4)}), ShapeError, r"got \[2, 3\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        (lambda: latents.mosaic(torch.zeros(2, 3, 4, 4)), ShapeError, r"got \(2, 3, 4, 4\)"),
+        (lambda: latents.mosaic(torch.zeros(3, 4, 4), columns=0), ParameterError, "at least one column"),
+        (
+            lambda: latents.bottleneck(torch.zeros(8, 8), torch.zeros(2, 1, 1), torch.zeros(8, 9)),
+            ShapeError,
+            "one shape",
+        ),
+        (lambda: latents.responses(upsample, torch.zeros(2, 3, 4, 4), amount=1.0), ShapeError, "one latent"),
+        (lambda: latents.responses(upsample, torch.zeros(1, 3, 2, 2), amount=1.0), ShapeError, "smaller than size=24"),
+        (
+            lambda: latents.atom_sheet({"a": torch.zeros(3, 4, 4), "b": torch.zeros(2, 4, 4)}),
+            ShapeError,
+            r"got \[2, 3\]",
+        ),
+    ],
+)
 def test_pictures_refuse(given, error, says):
     with pytest.raises(error, match=says):
         given()
@@ -80,8 +91,16 @@ def test_responses_are_what_the_decoder_does_with_one_number(z):
 
 
 def test_responses_of_an_untrained_shortcut_are_the_cosines():
-    model = Autoencoder(width=8, channel_mult=(1, 1, 1), latent_channels=5, blocks=1, attention_at=(), stem=2,
-                        shortcut=True, norm_groups=4).requires_grad_(False)  # fmt: skip
+    model = Autoencoder(
+        width=8,
+        channel_mult=(1, 1, 1),
+        latent_channels=5,
+        blocks=1,
+        attention_at=(),
+        stem=2,
+        shortcut=True,
+        norm_groups=4,
+    ).requires_grad_(False)
     out = latents.responses(model.decode, torch.zeros(1, 5, 6, 6), amount=1.0, size=8)
     np.testing.assert_allclose(out, model.synthesis.weight[:, 0].numpy(), atol=1e-6)
 
@@ -114,8 +133,9 @@ def test_moved_blends_and_shifts_one_channel_in_the_middle_alone(z):
 def test_render_walk_shows_the_image_and_what_the_shift_changed():
     start = torch.full((1, 2, 9, 9), 0.0)
     start[:, 0] = 40  # the window's level
-    image = latents.render_walk(upsample, start, start + 4, blend=0.0, channel=0, shift=2.0, unit=[10.0, 10.0],
-                                window=Window(40, 400))  # fmt: skip
+    image = latents.render_walk(
+        upsample, start, start + 4, blend=0.0, channel=0, shift=2.0, unit=[10.0, 10.0], window=Window(40, 400)
+    )
     assert image.shape == (72, 144) and image.dtype == np.uint8
     assert image[0, 0] == 128 and image[36, 36] == round(255 * 220 / 400)  # 40 and 60 HU
     assert image[0, 72] == 128 and image[36, 108] == round(255 * 220 / 400)  # 0 and 20 HU about 0
@@ -147,22 +167,25 @@ def test_latent_walk_redraws_on_every_control_and_has_a_static_figure(z):
 # -- exercises ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "answer", "says"), [
-    ("02.white", 5, "a quarter of the \\*variance\\*"),
-    ("02.white", 20, "48 of 64"),
-    ("02.white", 15.0, "not a quarter"),
-    ("02.white", 12, "Count variances"),
-    ("02.weight", 800, "model units"),
-    ("02.weight", 4e-4, "twice D"),
-    ("02.weight", 2e-4, "multiply by two"),
-    ("02.weight", 0.04, "square the 0.02"),
-    ("02.weight", 1e-6, "D = λ / 2, and D"),
-    ("02.scale", lambda mean, logvar: 1 / mean.std(), "scale of the means"),
-    ("02.scale", lambda mean, logvar: (mean.var() + logvar.exp().mean()).sqrt(), "its inverse"),
-    ("02.scale", lambda mean, logvar: 1 / (mean.var() + (logvar / 2).exp().mean()).sqrt(), "variances add"),
-    ("02.scale", lambda mean, logvar: 1 / (mean.square() + logvar.exp()).mean().sqrt(), "taken off first"),
-    ("02.scale", lambda mean, logvar: 0.18215 + 0 * mean.sum(), "sum of two variances"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "answer", "says"),
+    [
+        ("02.white", 5, "a quarter of the \\*variance\\*"),
+        ("02.white", 20, "48 of 64"),
+        ("02.white", 15.0, "not a quarter"),
+        ("02.white", 12, "Count variances"),
+        ("02.weight", 800, "model units"),
+        ("02.weight", 4e-4, "twice D"),
+        ("02.weight", 2e-4, "multiply by two"),
+        ("02.weight", 0.04, "square the 0.02"),
+        ("02.weight", 1e-6, "D = λ / 2, and D"),
+        ("02.scale", lambda mean, logvar: 1 / mean.std(), "scale of the means"),
+        ("02.scale", lambda mean, logvar: (mean.var() + logvar.exp().mean()).sqrt(), "its inverse"),
+        ("02.scale", lambda mean, logvar: 1 / (mean.var() + (logvar / 2).exp().mean()).sqrt(), "variances add"),
+        ("02.scale", lambda mean, logvar: 1 / (mean.square() + logvar.exp()).mean().sqrt(), "taken off first"),
+        ("02.scale", lambda mean, logvar: 0.18215 + 0 * mean.sum(), "sum of two variances"),
+    ],
+)
 def test_each_mistake_gets_its_hint(name, answer, says):
     verdict = check(name, answer)
     assert verdict.state == "not yet"

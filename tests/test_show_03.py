@@ -24,8 +24,10 @@ def picture(data: bytes) -> np.ndarray:
 @pytest.fixture
 def walk() -> list[diffusion.Look]:
     """Five looks whose left half is 0 HU and whose right half rises by 100 HU a step."""
-    return [diffusion.Look(1000 - 200 * i, np.zeros((8, 6), np.float32), np.full((8, 6), 100.0 * i, np.float32))
-            for i in range(5)]
+    return [
+        diffusion.Look(1000 - 200 * i, np.zeros((8, 6), np.float32), np.full((8, 6), 100.0 * i, np.float32))
+        for i in range(5)
+    ]
 
 
 def drawn(figure) -> list:
@@ -50,8 +52,11 @@ def test_looks_decode_every_step_of_a_sampler():
 
 
 def test_strips_show_all_rows_in_one_window(walk):
-    figure = diffusion.strips({"state": [w.x_t_hu for w in walk], "estimate": [w.x0_hat_hu for w in walk]},
-                              [str(w.t) for w in walk], window=Window(200, 400))
+    figure = diffusion.strips(
+        {"state": [w.x_t_hu for w in walk], "estimate": [w.x0_hat_hu for w in walk]},
+        [str(w.t) for w in walk],
+        window=Window(200, 400),
+    )
     axes = drawn(figure)
     assert len(axes) == 10 and {axis.images[0].get_clim() for axis in axes} == {(0, 400)}
     assert [axis.get_title() for axis in axes[:5]] == ["1000", "800", "600", "400", "200"]
@@ -59,11 +64,14 @@ def test_strips_show_all_rows_in_one_window(walk):
     np.testing.assert_array_equal(axes[9].images[0].get_array(), walk[4].x0_hat_hu)
 
 
-@pytest.mark.parametrize(("rows", "error", "says"), [
-    ({}, ParameterError, "at least one row"),
-    ({"a": [torch.zeros(4, 4)]}, ShapeError, "1 images for 2 titles"),
-    ({"a": [torch.zeros(4, 4), torch.zeros(4, 5)]}, ShapeError, "one shape"),
-])
+@pytest.mark.parametrize(
+    ("rows", "error", "says"),
+    [
+        ({}, ParameterError, "at least one row"),
+        ({"a": [torch.zeros(4, 4)]}, ShapeError, "1 images for 2 titles"),
+        ({"a": [torch.zeros(4, 4), torch.zeros(4, 5)]}, ShapeError, "one shape"),
+    ],
+)
 def test_strips_refuse(rows, error, says):
     with pytest.raises(error, match=says):
         diffusion.strips(rows, ["1", "2"], window=SOFT_TISSUE)
@@ -80,12 +88,15 @@ def test_curves_draw_lines_levels_and_powers_of_two():
     assert falling.get_xlim()[0] > falling.get_xlim()[1]
 
 
-@pytest.mark.parametrize(("panels", "levels", "error", "says"), [
-    ({}, None, ParameterError, "at least one panel"),
-    ({"y": {}}, None, ParameterError, "a line in each"),
-    ({"y": {"a": ([1, 2], [1])}}, None, ShapeError, "2 positions but 1 values"),
-    ({"y": {"a": ([1], [1])}}, {"z": {"b": 1.0}}, ParameterError, "not there"),
-])
+@pytest.mark.parametrize(
+    ("panels", "levels", "error", "says"),
+    [
+        ({}, None, ParameterError, "at least one panel"),
+        ({"y": {}}, None, ParameterError, "a line in each"),
+        ({"y": {"a": ([1, 2], [1])}}, None, ShapeError, "2 positions but 1 values"),
+        ({"y": {"a": ([1], [1])}}, {"z": {"b": 1.0}}, ParameterError, "not there"),
+    ],
+)
 def test_curves_refuse(panels, levels, error, says):
     with pytest.raises(error, match=says):
         diffusion.curves(panels, xlabel="t", levels=levels)
@@ -148,17 +159,20 @@ def test_the_number_in_the_answers_is_the_schedules():
     assert schedule.cosine().at(999) == pytest.approx(answers_03.ALPHA_BAR_999, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "answer", "says"), [
-    ("03.amplified", 642, "That is the factor"),
-    ("03.amplified", 0.01 / 2.4e-6, "Divided by"),
-    ("03.velocity", lambda x, v, a: a**0.5 * x + (1 - a) ** 0.5 * v, "sign"),
-    ("03.velocity", lambda x, v, a: a * x - (1 - a) * v, "roots"),
-    ("03.velocity", lambda x, v, a: (1 - a) ** 0.5 * x + a**0.5 * v, "Eliminate eps"),
-    ("03.samples", 10, "Those are draws"),
-    ("03.samples", 270, "round up"),
-    ("03.samples", 600, "The root halves"),
-    ("03.samples", 12000, "squares add"),
-])
+@pytest.mark.parametrize(
+    ("name", "answer", "says"),
+    [
+        ("03.amplified", 642, "That is the factor"),
+        ("03.amplified", 0.01 / 2.4e-6, "Divided by"),
+        ("03.velocity", lambda x, v, a: a**0.5 * x + (1 - a) ** 0.5 * v, "sign"),
+        ("03.velocity", lambda x, v, a: a * x - (1 - a) * v, "roots"),
+        ("03.velocity", lambda x, v, a: (1 - a) ** 0.5 * x + a**0.5 * v, "Eliminate eps"),
+        ("03.samples", 10, "Those are draws"),
+        ("03.samples", 270, "round up"),
+        ("03.samples", 600, "The root halves"),
+        ("03.samples", 12000, "squares add"),
+    ],
+)
 def test_plausible_mistakes_get_their_own_hint(name, answer, says):
     verdict = check(name, answer)
     assert verdict.state == "not yet" and says in verdict.message

@@ -51,11 +51,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1),
-            nn.BatchNorm2d(6),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Conv2d(6, 1, 3, padding=1),
+            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(6, 1, 3, padding=1)
         )
 
     def forward(self, x):
@@ -140,9 +136,7 @@ def test_equals_a_plain_loop():
             for group in optimizer.param_groups:
                 group["lr"] = config.lr
         d = min(0.9, (1 + step) / (10 + step))
-        ema = [
-            d * e + (1 - d) * p.detach().double() for e, p in zip(ema, reference.parameters(), strict=True)
-        ]
+        ema = [d * e + (1 - d) * p.detach().double() for e, p in zip(ema, reference.parameters(), strict=True)]
     assert 0 < clipped < STEPS  # or clipping would not have been tested
     # Float32 rounds gradients differently (the batch is summed in halves, ~1e-7 relative), which Adam's
     # division by their size turns into ~lr * 1e-7 per step where they are not tiny; 40 steps of lr 3e-3.
@@ -231,9 +225,7 @@ def test_time_limit_stops_cleanly_at_every_step(tmp_path):
 def spawn(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
     command = [sys.executable, *launcher, __file__, *arguments]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def killable(state: Path) -> TrainConfig:
@@ -310,9 +302,15 @@ def test_warm_start(tmp_path):
     nn.init.constant_(source.tconv5.bias, 0.25)
     described = {"collection": "", "cases": [], "seed": 0, "steps": 0, "profile": "", "code_revision": ""}
     path = checkpoints.save(
-        tmp_path / "warm.safetensors", source, model="redcnn", config={"channels": 4, "kernel_size": 3},
-        units=None, trained_on=described, quality={}, dtype=torch.float32,
-    )  # fmt: skip
+        tmp_path / "warm.safetensors",
+        source,
+        model="redcnn",
+        config={"channels": 4, "kernel_size": 3},
+        units=None,
+        trained_on=described,
+        quality={},
+        dtype=torch.float32,
+    )
     batch = default_collate([Pairs()[n] for n in range(4)])
     (log,) = run(model := plain_net(), settings(steps=1, lr=1e-9), plain_loss, init_from=path)
     assert log.loss == pytest.approx(plain_loss(source, batch, None).item(), rel=1e-6)  # float32 rounding
@@ -387,9 +385,11 @@ def test_impossible_runs_are_refused():
 
 def test_progress_bar_shows():
     """In a process of its own: tqdm reads TQDM_DISABLE once, when it is imported."""
-    code = ("from tests.test_training import Pairs, net, noisy_loss, settings\n"
-            "from ldctlib.training import train\n"
-            "list(train(net(), noisy_loss, Pairs(), settings(steps=2)))")
+    code = (
+        "from tests.test_training import Pairs, net, noisy_loss, settings\n"
+        "from ldctlib.training import train\n"
+        "list(train(net(), noisy_loss, Pairs(), settings(steps=2)))"
+    )
     for disable, shown in (("", True), ("1", False)):
         environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
         environment |= {"TQDM_DISABLE": disable} if disable else {}
@@ -397,7 +397,6 @@ def test_progress_bar_shows():
         done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
         assert done.returncode == 0, done.stderr
         assert ("2/2" in done.stderr) == shown
-
 
 
 # ---------------------------------------------------------------- pace

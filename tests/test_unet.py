@@ -13,8 +13,15 @@ from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.models import blocks
 from ldctlib.models.unet import GUIDED_DIFFUSION_256, RELEASED_CT_MR, UNet, split_prediction
 
-TINY = dict(in_channels=2, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_at=(2,),
-            num_heads=2, norm_groups=4)  # fmt: skip
+TINY = dict(
+    in_channels=2,
+    model_channels=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_at=(2,),
+    num_heads=2,
+    norm_groups=4,
+)
 
 
 def on_meta(**config) -> UNet:
@@ -115,9 +122,7 @@ class ByHand:
         b, c, h, w = x.shape
         g = x.reshape(b, self.groups, -1)
         g = (g - g.mean(2, keepdim=True)) / (g.var(2, keepdim=True, unbiased=False) + eps).sqrt()
-        return g.reshape(b, c, h, w) * self.p[f"{at}.weight"].view(-1, 1, 1) + self.p[f"{at}.bias"].view(
-            -1, 1, 1
-        )
+        return g.reshape(b, c, h, w) * self.p[f"{at}.weight"].view(-1, 1, 1) + self.p[f"{at}.bias"].view(-1, 1, 1)
 
     def conv(self, at, x, stride=1):
         """Cross-correlation with zero padding as a sum over kernel positions."""
@@ -126,9 +131,7 @@ class ByHand:
         padded = x.new_zeros(*x.shape[:2], h + k - 1, w + k - 1)
         padded[..., k // 2 : k // 2 + h, k // 2 : k // 2 + w] = x
         y = sum(
-            torch.einsum(
-                "oi,bihw->bohw", weight[:, :, i, j], padded[..., i : i + h : stride, j : j + w : stride]
-            )
+            torch.einsum("oi,bihw->bohw", weight[:, :, i, j], padded[..., i : i + h : stride, j : j + w : stride])
             for i in range(k)
             for j in range(k)
         )
@@ -166,11 +169,7 @@ class ByHand:
         return x + self.linear(f"{at}.proj_out", torch.cat(heads, -1)).mT.reshape(b, c, h, w)
 
     def naive(self, at, x, context):
-        q, k, v = (
-            self.linear(f"{at}.to_q", x),
-            self.linear(f"{at}.to_k", context),
-            self.linear(f"{at}.to_v", context),
-        )
+        q, k, v = (self.linear(f"{at}.to_q", x), self.linear(f"{at}.to_k", context), self.linear(f"{at}.to_v", context))
         d, heads = q.shape[-1] // self.heads, []
         for i in range(self.heads):
             part = slice(i * d, (i + 1) * d)
@@ -242,15 +241,10 @@ def test_cross_attention_equals_second_implementation():
 def test_resblock_updown_equals_second_implementation():
     """Resampling by 2x2 means and by repetition, between the activation and the first convolution."""
     for resample, change in (
-        (
-            "down",
-            lambda y: (y[..., ::2, ::2] + y[..., 1::2, ::2] + y[..., ::2, 1::2] + y[..., 1::2, 1::2]) / 4,
-        ),
+        ("down", lambda y: (y[..., ::2, ::2] + y[..., 1::2, ::2] + y[..., ::2, 1::2] + y[..., 1::2, 1::2]) / 4),
         ("up", lambda y: y.repeat_interleave(2, 2).repeat_interleave(2, 3)),
     ):
-        block = random_weights(
-            blocks.ResBlock(4, 8, emb_dim=6, scale_shift=True, resample=resample, groups=2)
-        )
+        block = random_weights(blocks.ResBlock(4, 8, emb_dim=6, scale_shift=True, resample=resample, groups=2))
         x, emb = noise(2, 4, 6, 4), noise(2, 6)
         hand = ByHand(nn.ModuleDict({"b": block}), True, groups=2)
         h = hand.norm("b.in_layers.0", x)
@@ -332,9 +326,7 @@ def test_spatial_transformer_sees_where_the_tokens_of_a_map_lie():
 
     assert difference(None) < 1e-12  # a set
     assert difference((3, 4)) > 1e-3
-    assert (
-        block(x, blocks.Context(tokens, (3, 4))) - block(x, blocks.Context(tokens, (4, 3)))
-    ).abs().max() > 1e-3
+    assert (block(x, blocks.Context(tokens, (3, 4))) - block(x, blocks.Context(tokens, (4, 3)))).abs().max() > 1e-3
 
 
 def test_context_map_arrives_as_tokens_of_the_shallowest_attention():
@@ -450,9 +442,16 @@ def test_split_prediction():
 def test_checkpoint_round_trip(tmp_path):
     model = tiny(context_dim=8, context_channels=3).float()
     trained_on = dict.fromkeys(checkpoints.PROVENANCE, 0)
-    path = checkpoints.save(tmp_path / "u.safetensors", model, model="unet", units=None, quality={},
-                            trained_on=trained_on, config=TINY | dict(context_dim=8, context_channels=3),
-                            dtype=torch.float32)  # fmt: skip
+    path = checkpoints.save(
+        tmp_path / "u.safetensors",
+        model,
+        model="unet",
+        units=None,
+        quality={},
+        trained_on=trained_on,
+        config=TINY | dict(context_dim=8, context_channels=3),
+        dtype=torch.float32,
+    )
     again = checkpoints.build(path)
     x, c = noise(1, 2, 8, 8).float(), noise(1, 3, 8, 8).float()
     assert torch.equal(again(x, 5, context=c), model(x, 5, context=c))
@@ -480,8 +479,7 @@ def test_configurations_that_cannot_be_built(changes, message):
 def test_inputs_that_do_not_fit():
     x = noise(2, 2, 8, 8)
     plain, tokens, joined, mapped = (
-        tiny(**c)
-        for c in ({}, dict(context_dim=5), dict(concat_channels=3), dict(context_dim=8, context_channels=3))
+        tiny(**c) for c in ({}, dict(context_dim=5), dict(concat_channels=3), dict(context_dim=8, context_channels=3))
     )
     for call, message in (
         (lambda: plain(x[:, :1], 1), r"\(B, 2, H, W\)"),

@@ -18,11 +18,7 @@ class Chest:
         self.spine, self.scale = spine, s
         self.tops = u(95, 120), u(85, 108)  # right and left dome
         self.recess = u(-5, 22), u(20, 45), u(62, 88)  # lowest lung behind, at the side, in front
-        self.heart = (
-            (18 + u(-5, 8), -38 + u(-5, 5), u(122, 134)),
-            (u(54, 66) * s, u(40, 48), u(30, 40)),
-            u(-0.5, 0.0),
-        )
+        self.heart = ((18 + u(-5, 8), -38 + u(-5, 5), u(122, 134)), (u(54, 66) * s, u(40, 48), u(30, 40)), u(-0.5, 0.0))
         self.shift = rng.uniform(0, 96, (3, 3))
         self.vessel_mm = u(0.2, 0.7)
 
@@ -134,23 +130,10 @@ class Liver:
         hilum = np.array([-44 * s, -14, 28])
         trunk = smooth_path([(-26 * s, -24, 8), (-35 * s, -17, 18), hilum], 4)
         portal = [VesselTree.along(trunk, np.linspace(6.5, 5.5, len(trunk)))]
-        for d, r, n in (
-            ((-1, 0.35, 0.25), 4.8, 34),
-            ((0.75, -0.9, 0.35), 4.0, 36),
-            ((-0.9, -0.6, -0.5), 3.8, 34),
-        ):
+        for d, r, n in (((-1, 0.35, 0.25), 4.8, 34), ((0.75, -0.9, 0.35), 4.0, 36), ((-0.9, -0.6, -0.5), 3.8, 34)):
             portal.append(
                 VesselTree.grow(
-                    rng,
-                    hilum,
-                    d,
-                    radius=r,
-                    length=n,
-                    levels=5,
-                    spread=0.6,
-                    shrink=0.82,
-                    taper=0.72,
-                    wander=0.14,
+                    rng, hilum, d, radius=r, length=n, levels=5, spread=0.6, shrink=0.82, taper=0.72, wander=0.14
                 )
             )
         self.portal = VesselTree.join(portal)
@@ -158,16 +141,7 @@ class Liver:
         self.hepatic = VesselTree.join(
             [
                 VesselTree.grow(
-                    rng,
-                    top,
-                    d,
-                    radius=4.2,
-                    length=46,
-                    levels=5,
-                    spread=0.45,
-                    shrink=0.78,
-                    taper=0.72,
-                    wander=0.12,
+                    rng, top, d, radius=4.2, length=46, levels=5, spread=0.45, shrink=0.78, taper=0.72, wander=0.12
                 )
                 for d in ((-1, 0.1, -0.35), (-0.6, -0.9, -0.4), (0.35, -1, -0.25), (-0.7, 0.5, -0.7))
             ]
@@ -199,9 +173,7 @@ class Liver:
         d = d + self.warp_mm * warp
         if z < 60:  # the fissure of the falciform ligament, wider in front
             x0, lean, half, end = self.fissure
-            gap = (
-                np.abs(x - np.float32(x0) + lean * (y + 50) + 3 * warp) - half - 0.05 * np.maximum(-y - 40, 0)
-            )
+            gap = np.abs(x - np.float32(x0) + lean * (y + 50) + 3 * warp) - half - 0.05 * np.maximum(-y - 40, 0)
             d = np.minimum(d, np.maximum(gap, y - np.float32(end - 0.3 * z)))
         d = np.minimum(d, frame.on(box, frame.cavity) - 1.8)
         d = np.minimum(d, self.chest.below(canvas, frame, box) - 1.2)
@@ -228,14 +200,8 @@ class Liver:
             if shape is None:
                 continue
             # cysts are sharp and round, metastases fade at an uneven rim
-            e = (
-                shape[1]
-                if cyst
-                else (shape[1] + canvas.sample(swell(3), shape[0], 0.7, self.shift[1])) * 0.35
-            )
-            canvas.blend(
-                shape[0], canvas.coverage(e) * mask[shape[0]], value, ID["cyst" if cyst else "metastasis"]
-            )
+            e = shape[1] if cyst else (shape[1] + canvas.sample(swell(3), shape[0], 0.7, self.shift[1])) * 0.35
+            canvas.blend(shape[0], canvas.coverage(e) * mask[shape[0]], value, ID["cyst" if cyst else "metastasis"])
         if self.gallbladder is not None:
             shape = ellipsoid(canvas, *self.gallbladder, 4)
             if shape is not None:

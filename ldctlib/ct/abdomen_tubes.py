@@ -63,14 +63,7 @@ class Vessels:
         line(arteries, 3.4, 2.0, coeliac, fork, coeliac + (25, -20, 8), (55 * s, -2, 28), (78 * s, 16, 34))
         line(arteries, 2.8, 1.8, fork, coeliac + (-25, -26, 2), (-32 * s, -28, 10))
         sma = line(
-            arteries,
-            3.8,
-            2.2,
-            a0,
-            a0 + (-1, -16, -6),
-            a0 + (-2, -20, -40),
-            a0 + (-6, -24, -80),
-            (-30, -5, -115),
+            arteries, 3.8, 2.2, a0, a0 + (-1, -16, -6), a0 + (-2, -20, -40), a0 + (-6, -24, -80), (-30, -5, -115)
         )
         smv = line(
             veins,
@@ -87,12 +80,8 @@ class Vessels:
             hilum, root = c + (-side * 20, -12, 0), self.at(self.aorta, c[2] + 4)
             line(arteries, 2.8, 2.0, root, (hilum + root) / 2 + (0, 4, 0), hilum)
             root = self.at(self.cava, c[2] - 2) + ((0, 0, 0) if side < 0 else (8, -4, 0))
-            line(
-                veins, 5.0, 3.5, root, (hilum + root) / 2 + (0, 0 if side < 0 else -14, 0), hilum + (0, -3, 0)
-            )
-            line(
-                veins, 1.6, 1.4, hilum + (0, 8, -10), c + (-side * 24, -4, -60), c + (-side * 28, -8, -120)
-            )  # ureter
+            line(veins, 5.0, 3.5, root, (hilum + root) / 2 + (0, 0 if side < 0 else -14, 0), hilum + (0, -3, 0))
+            line(veins, 1.6, 1.4, hilum + (0, 8, -10), c + (-side * 24, -4, -60), c + (-side * 28, -8, -120))  # ureter
         for side in (-1, 1):
             low = self.at(self.aorta, -95)
             line(arteries, 6.5, 5.0, low, low + (side * 16, 0, -22), low + (side * 32, 8, -50))
@@ -133,11 +122,7 @@ class Vessels:
             )
         for _ in range(40):  # under the skin and between the muscles
             t, out = u(0, 2 * np.pi), u(-6, 14)
-            p = (
-                np.cos(t) * (self.wall.half_width + out),
-                np.sin(t) * (self.wall.half_depth + out),
-                u(-135, 115),
-            )
+            p = (np.cos(t) * (self.wall.half_width + out), np.sin(t) * (self.wall.half_depth + out), u(-135, 115))
             veins.append(
                 grow(
                     rng,
@@ -180,9 +165,7 @@ class Vessels:
         strands = canvas.line_coverage(s1, np.maximum(self.strand_mm + 0.15 * density, 0)) * self.strand
         canvas.blend(box, strands * inside, hu["fat"] + 90)
         canvas.hu[box] += inside * (4 * haze)
-        twigs = canvas.line_coverage(
-            np.sqrt(s1 * s1 + s2 * s2), np.clip(self.vessel_mm + 0.6 * density, 0, 1.2)
-        )
+        twigs = canvas.line_coverage(np.sqrt(s1 * s1 + s2 * s2), np.clip(self.vessel_mm + 0.6 * density, 0, 1.2))
         canvas.blend(box, twigs * inside, 0.5 * (hu["cava"] + hu["muscle"]))
 
     def draw_great(self, canvas: Canvas, hu: dict) -> None:
@@ -214,9 +197,7 @@ class Bowel:
     def __init__(self, rng: np.random.Generator, wall: Wall):
         self.shift = rng.uniform(0, 96, (3, 3))
         self._colon(rng, wall)
-        self.positive = (
-            rng.uniform(0.3, 0.8) if rng.random() < 0.35 else 0.03
-        )  # share of loops with oral contrast
+        self.positive = rng.uniform(0.3, 0.8) if rng.random() < 0.35 else 0.03  # share of loops with oral contrast
         self.lean = rng.uniform()  # little visceral fat: more and wider loops
         self.loops = [self._loop(rng, wall) for _ in range(int(44 + 40 * self.lean))]
 
@@ -290,9 +271,7 @@ class Bowel:
         if shape is None:
             return
         box, d, arc = shape
-        d = np.minimum(d, frame.on(box, frame.cavity) - 1.2) + 0.9 * canvas.sample(
-            swell(3), box, 0.8, self.shift[0]
-        )
+        d = np.minimum(d, frame.on(box, frame.cavity) - 1.2) + 0.9 * canvas.sample(swell(3), box, 0.8, self.shift[0])
         canvas.paint(box, d + 0.9, hu["fat"])  # a film of fat keeps loops apart
         lumen = d - np.float32(loop["wall"])
         canvas.paint(box, d, hu["wall"], ID["small bowel"])
@@ -300,9 +279,7 @@ class Bowel:
         bend = canvas.sample(swell(2), box, 0.6, self.shift[0])
         folds = np.cos(arc * np.float32(2 * np.pi / loop["pitch"]) + 2 * bend)
         reach = np.float32(0.25) + np.float32(0.75) * np.clip(1 - lumen * np.float32(0.22), 0, 1)
-        canvas.blend(
-            box, c * np.clip(folds * 2.2 - 0.8, 0, 1) * reach * np.float32(loop["folds"]), hu["wall"]
-        )
+        canvas.blend(box, c * np.clip(folds * 2.2 - 0.8, 0, 1) * reach * np.float32(loop["folds"]), hu["wall"])
         if loop["gas"]:
             level = np.float32(loop["level"]) - canvas.grid(box)[1]
             canvas.paint(box, np.minimum(lumen, level), hu["gas"], ID["gas"])
@@ -312,9 +289,7 @@ class Bowel:
         if shape is None:
             return
         box, d, arc = shape
-        d = np.minimum(d, frame.on(box, frame.cavity) - 1.2) + canvas.sample(
-            swell(0), box, 1.0, self.shift[1]
-        )
+        d = np.minimum(d, frame.on(box, frame.cavity) - 1.2) + canvas.sample(swell(0), box, 1.0, self.shift[1])
         canvas.paint(box, d + 0.8, hu["fat"])
         canvas.paint(box, d, hu["wall"], ID["colon"])
         lumen = d - self.colon_mm

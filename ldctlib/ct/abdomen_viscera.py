@@ -84,9 +84,7 @@ class Viscera:
             [28 * fill + 6, 30 * fill + 6, 26 * fill + 6, 18 * fill + 5, 13 * fill + 5, 10, 11, 11],
         )
         self.stomach, self.stomach_mm, self.air_y = Tube(path, radius), u(2.0, 4.0), -u(18, 50)
-        self.meal_hu = float(
-            u(5, 30) if rng.random() < 0.7 else u(60, 300)
-        )  # water, or positive oral contrast
+        self.meal_hu = float(u(5, 30) if rng.random() < 0.7 else u(60, 300))  # water, or positive oral contrast
         self.meal_grain = u(2, 20)
         self.shift = rng.uniform(0, 96, (3, 3))
 
@@ -95,10 +93,7 @@ class Viscera:
         (cx, cy, cz), (a, b, c) = self.kidneys[0]["centre"], self.kidneys[0]["axes"]
         m = self.bed_mm
         dx, dy, dz = x - np.float32(cx), y - np.float32(cy), np.float32(z - cz)
-        wx, wy = (
-            np.where(dx > 0, 0.3, 1.0) / np.float32(a + m),
-            np.where(dy > 0, 0.3, 1.0) / np.float32(b + m),
-        )
+        wx, wy = (np.where(dx > 0, 0.3, 1.0) / np.float32(a + m), np.where(dy > 0, 0.3, 1.0) / np.float32(b + m))
         wz = np.float32(1 / (c + 8))
         p, q, r = dx * wx, dy * wy, dz * wz
         k = np.sqrt(p * p + q * q + r * r + np.float32(1e-6))
@@ -134,10 +129,7 @@ class Viscera:
             swell(3), box, 1.4, self.shift[0]
         )
         d = np.minimum(d, frame.on(box, frame.cavity) - 2)
-        sx, sy = (
-            x - np.float32(cx - side * 14),
-            y - np.float32(cy - 9),
-        )  # the sinus opens to the great vessels
+        sx, sy = (x - np.float32(cx - side * 14), y - np.float32(cy - 9))  # the sinus opens to the great vessels
         e = np.sqrt((sx / 19) ** 2 + (sy / 12) ** 2 + np.float32((dz / 26) ** 2))
         sinus = (1 - e) * 13 + 1.5 * canvas.sample(swell(2), box, 0.8, self.shift[1])
         kidney = np.minimum(d, -sinus)
@@ -167,9 +159,7 @@ class Viscera:
         if shape is None:
             return
         box, d, _ = shape
-        d = np.minimum(d, frame.on(box, frame.cavity) - 3) + 1.5 * canvas.sample(
-            swell(1), box, 1.5, self.shift[0]
-        )
+        d = np.minimum(d, frame.on(box, frame.cavity) - 3) + 1.5 * canvas.sample(swell(1), box, 1.5, self.shift[0])
         canvas.paint(box, d + 1.0, hu["fat"])
         canvas.paint(box, d, hu["wall"], ID["stomach"])
         folds = np.abs(canvas.sample(sheets(5), box, 0.7, self.shift[0]) * np.float32(0.7))
@@ -189,8 +179,6 @@ class Viscera:
         hilum = -ellipsoid_distance(x, y, canvas.z_mm, centre, axes)
         m = np.clip(0.5 + (d - hilum) / 12, 0, 1)  # smooth intersection: a rounded medial edge
         d = d + m * (hilum - d) - m * (1 - m) * 3
-        d = np.minimum(d, frame.on(box, frame.cavity) - 2.2) + 1.4 * canvas.sample(
-            swell(0), box, 2.4, self.shift[0]
-        )
+        d = np.minimum(d, frame.on(box, frame.cavity) - 2.2) + 1.4 * canvas.sample(swell(0), box, 2.4, self.shift[0])
         canvas.paint(box, d + 0.9, hu["fat"])
         canvas.paint(box, d, hu["spleen"], ID["spleen"])

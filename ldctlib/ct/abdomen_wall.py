@@ -14,9 +14,7 @@ from ldctlib.ct.drawing import Box, Canvas, capsules, ellipsoid
 from ldctlib.ct.textures import cloud, sample_at, sheets, swell
 
 N_ANGLES = 4096
-THETA = (np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)).astype(
-    np.float32
-)  # y points back: 90 degrees is the spine
+THETA = (np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)).astype(np.float32)  # y points back: 90 degrees is the spine
 
 
 def from_angle(centre: float) -> np.ndarray:
@@ -40,9 +38,7 @@ class Wall:
         self.half_depth = self.half_width * u(0.66, 0.8)
         self.axis_y = -u(0, 6)
         self.power = u(2.1, 2.6)
-        self.harmonics = [
-            (k, u(0.004, 0.02) / (k - 1), u(0, 2 * np.pi), u(-0.012, 0.012)) for k in (2, 3, 4, 5)
-        ]
+        self.harmonics = [(k, u(0.004, 0.02) / (k - 1), u(0, 2 * np.pi), u(-0.012, 0.012)) for k in (2, 3, 4, 5)]
         thin = float(np.clip(rng.lognormal(2.85, 0.5), 5, 42))
         self.fat_mm = {
             "all": thin * 0.55,
@@ -65,8 +61,7 @@ class Wall:
         widest = max(float((skin * np.abs(np.cos(THETA))).max()) for skin in skins)
         # the couch touches no skin, wherever its curve comes nearest
         lowest = max(
-            float((skin * np.sin(THETA) + self.table_curve * (skin * np.cos(THETA)) ** 2).max())
-            for skin in skins
+            float((skin * np.sin(THETA) + self.table_curve * (skin * np.cos(THETA)) ** 2).max()) for skin in skins
         )
         self.table_y = self.axis_y + lowest + 2 + (self.table_gap or 0)
         self.field_of_view_mm = float(np.clip(2 * widest * u(1.02, 1.2), 338, 461))
@@ -78,9 +73,7 @@ class Wall:
         n = self.power
         radius = (np.abs(np.cos(THETA) / a) ** n + np.abs(np.sin(THETA) / b) ** n) ** (-1 / n)
         for k, amplitude, phase, drift in self.harmonics:
-            radius = radius * (
-                1 + amplitude * np.cos(k * (THETA - np.pi / 2) + 0.4 * np.sin(phase + drift * z))
-            )
+            radius = radius * (1 + amplitude * np.cos(k * (THETA - np.pi / 2) + 0.4 * np.sin(phase + drift * z)))
         radius *= 1 - 0.05 * _bump(FROM_BACK, 0.12)  # furrow over the spine
         f = self.fat_mm
         fat = f["all"] + f["front"] * _bump(FROM_FRONT, 0.7) + f["back"] * _bump(FROM_BACK - 0.75, 0.4)
@@ -127,9 +120,7 @@ class Wall:
         around = frame.index.ravel()[ring] * np.float32(turns * 160 * 0.9 / N_ANGLES)
         depth = frame.depth.ravel()[ring] * np.float32(2.2)
         out = np.full(frame.depth.shape, 9.0, np.float32)
-        out.ravel()[ring] = sample_at(sheets(0), around, depth, canvas.z_mm, 0.9, self.shift[1]) * np.float32(
-            0.5
-        )
+        out.ravel()[ring] = sample_at(sheets(0), around, depth, canvas.z_mm, 0.9, self.shift[1]) * np.float32(0.5)
         return out
 
     def _draw_table(self, canvas, hu):
@@ -146,9 +137,7 @@ class Wall:
     def _draw_ribs(self, canvas, frame, hu):
         """All ribs at once: the wall unrolled, with the level between ribs as a function of the angle."""
         phi = FROM_BACK
-        drop = self.rib_slope * np.minimum(phi, 2.25) - 60 * np.maximum(
-            phi - 2.25, 0
-        )  # cartilage climbs again
+        drop = self.rib_slope * np.minimum(phi, 2.25) - 60 * np.maximum(phi - 2.25, 0)  # cartilage climbs again
         level = (canvas.z_mm + drop - 40 - self.rib_shift) / self.rib_spacing
         number = np.rint(level)
         reach = np.select([number < -0.5, number < 0.5, number < 1.5], [-1.0, 0.95, 1.7], 2.8)
@@ -180,14 +169,10 @@ class Frame:
         self.box: Box = canvas.box(-outer, outer, y0 - outer, y0 + outer)
         x, y = canvas.grid(self.box)
         y = y - np.float32(y0)
-        self.index = (np.arctan2(y, x) * np.float32(N_ANGLES / (2 * np.pi)) + np.float32(N_ANGLES)).astype(
-            np.int32
-        )
+        self.index = (np.arctan2(y, x) * np.float32(N_ANGLES / (2 * np.pi)) + np.float32(N_ANGLES)).astype(np.int32)
         self.index &= N_ANGLES - 1
         slope = np.gradient(radius, THETA[1])
-        normal = (1 / np.sqrt(1 + (slope / radius) ** 2)).astype(
-            np.float32
-        )  # makes the radial gap a distance
+        normal = (1 / np.sqrt(1 + (slope / radius) ** 2)).astype(np.float32)  # makes the radial gap a distance
         self.depth = (radius.take(self.index) - np.sqrt(x * x + y * y)) * normal.take(self.index)
         self.fat, self.wall, self.outer = fat.take(self.index), thick.take(self.index), radius
         self.skin, self.cavity = self.depth + self.fat, self.depth - self.wall
@@ -195,12 +180,7 @@ class Frame:
     def on(self, box: Box, values: np.ndarray) -> np.ndarray:
         """One of this frame's maps on another box, continued by its border values."""
         (j, i), (h, w) = self.box, values.shape
-        j0, j1, i0, i1 = (
-            box[0].start - j.start,
-            box[0].stop - j.start,
-            box[1].start - i.start,
-            box[1].stop - i.start,
-        )
+        j0, j1, i0, i1 = (box[0].start - j.start, box[0].stop - j.start, box[1].start - i.start, box[1].stop - i.start)
         if 0 <= j0 and j1 <= h and 0 <= i0 and i1 <= w:
             return values[j0:j1, i0:i1]
         return values[np.ix_(np.clip(np.arange(j0, j1), 0, h - 1), np.clip(np.arange(i0, i1), 0, w - 1))]
@@ -264,9 +244,7 @@ class Spine:
                 inside = np.minimum(shape[1], frame.on(shape[0], frame.depth) - 3)
                 bend = canvas.sample(swell(1), shape[0], 1.5, self.shift[1])
                 rim = canvas.line_coverage(inside + bend, np.maximum(0.2 + 0.6 * self.fatty + 0.4 * bend, 0))
-                canvas.blend(
-                    shape[0], 0.7 * rim * canvas.coverage(frame.on(shape[0], frame.depth) - 3), hu["fat"] + 25
-                )
+                canvas.blend(shape[0], 0.7 * rim * canvas.coverage(frame.on(shape[0], frame.depth) - 3), hu["fat"] + 25)
             if grow > 0.05:
                 centre = (cx + side * (a + 2 + 15 * grow), cy + 5, z)
                 shape = ellipsoid(canvas, centre, (6 + 14 * grow, 8 + 15 * grow, 1e3), side * 0.35, 3)
@@ -282,9 +260,7 @@ class Spine:
                 shape = ellipsoid(canvas, (cx + side * (a + 34), cy + 27, z), (19, 6.5, 1e3), side * -0.45, 2)
                 canvas.paint(shape[0], shape[1] - 3 * (1 - min(grow, 1.0)), hu["muscle"], ID["muscle"])
             if z > 5:  # crura of the diaphragm
-                shape = ellipsoid(
-                    canvas, (cx + side * (a - 5), cy - b + 1, z), (12, 4.5, 1e3), side * -0.7, 2
-                )
+                shape = ellipsoid(canvas, (cx + side * (a - 5), cy - b + 1, z), (12, 4.5, 1e3), side * -0.7, 2)
                 canvas.paint(*shape, hu["muscle"], ID["diaphragm"])
 
     def _draw_body(self, canvas, hu, box, wobble, cx, cy, a, b):

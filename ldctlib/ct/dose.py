@@ -132,8 +132,9 @@ def measure(line_integrals_true, scanner: Scanner, geometry: Geometry, doses=(1.
     return out
 
 
-def scan(image_hu, geometry: Geometry, scanner: Scanner, doses=(1.0,), *, kernel_name: str | Kernel = "B30f",
-         generator=None) -> list[torch.Tensor]:
+def scan(
+    image_hu, geometry: Geometry, scanner: Scanner, doses=(1.0,), *, kernel_name: str | Kernel = "B30f", generator=None
+) -> list[torch.Tensor]:
     """Scan an object and reconstruct it at each dose: a list of (B, 1, N, N) HU images.
 
     ``image_hu`` may be on a finer grid of the same field of view than ``geometry``'s image: projecting from a finer
@@ -167,8 +168,9 @@ def insert_projection(full_p, geometry: Geometry, scanner: Scanner, dose: float,
     return full_p + torch.randn(full_p.shape, generator=generator, device=full_p.device) * variance.sqrt()
 
 
-def insert_image(full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, kernel_name: str | Kernel = "B30f",
-                 generator=None) -> torch.Tensor:
+def insert_image(
+    full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, kernel_name: str | Kernel = "B30f", generator=None
+) -> torch.Tensor:
     """A low-dose image from a full-dose *image*: reproject it for the variance, reconstruct only the noise, add.
 
     The image itself never goes through FBP, so it keeps its sharpness and its own noise.
@@ -179,8 +181,9 @@ def insert_image(full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, 
     return full_hu + mu_to_hu(reconstruct.fbp(noise, kernel_name)) + 1000.0
 
 
-def noise_map(image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0, *,
-              kernel_name: str | Kernel = "B30f") -> torch.Tensor:
+def noise_map(
+    image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0, *, kernel_name: str | Kernel = "B30f"
+) -> torch.Tensor:
     """Standard deviation in HU at every pixel, (B, 1, N, N): the projection variances through FBP.
 
     FBP is linear and the rays are independent, so the variance is backprojected with the squared filter
@@ -194,8 +197,15 @@ def noise_map(image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0,
     return sd_mu * (1000.0 / MU_WATER_PER_MM)
 
 
-def calibrate(image_hu, geometry: Geometry, scanner: Scanner, target_sd_hu: float, *,
-              kernel_name: str | Kernel = "B30f", radius_mm: float = 40.0) -> Scanner:
+def calibrate(
+    image_hu,
+    geometry: Geometry,
+    scanner: Scanner,
+    target_sd_hu: float,
+    *,
+    kernel_name: str | Kernel = "B30f",
+    radius_mm: float = 40.0,
+) -> Scanner:
     """The scanner with ``photons`` set so that the full-dose noise near the axis is ``target_sd_hu``.
 
     Raises ParameterError when electronic noise alone exceeds the target.
@@ -216,5 +226,18 @@ def calibrate(image_hu, geometry: Geometry, scanner: Scanner, target_sd_hu: floa
     return scanner
 
 
-__all__ = ["Scanner", "photon_counts", "thin", "line_integrals", "measure", "scan", "added_variance",
-           "insert_projection", "insert_image", "noise_map", "calibrate", "projectors", "LOG_POLICIES"]
+__all__ = [
+    "Scanner",
+    "photon_counts",
+    "thin",
+    "line_integrals",
+    "measure",
+    "scan",
+    "added_variance",
+    "insert_projection",
+    "insert_image",
+    "noise_map",
+    "calibrate",
+    "projectors",
+    "LOG_POLICIES",
+]

@@ -67,9 +67,7 @@ class Canvas:
         return c
 
 
-def smooth_path(
-    knots, step: float, rng: np.random.Generator | None = None, wander: float = 0.0
-) -> np.ndarray:
+def smooth_path(knots, step: float, rng: np.random.Generator | None = None, wander: float = 0.0) -> np.ndarray:
     """A path (n, 3) through knots (Catmull–Rom), a point every ``step`` mm; the knots moved by ``wander``
     mm."""
     k = np.asarray(knots, float)
@@ -123,9 +121,7 @@ class Tube:
     def __init__(self, points: np.ndarray, radii: np.ndarray):
         self.points, self.radii = points.astype(np.float32), np.asarray(radii, np.float32)
         step = np.gradient(points, axis=0)
-        self.tangents = (step / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-6)).astype(
-            np.float32
-        )
+        self.tangents = (step / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-6)).astype(np.float32)
         gaps = np.linalg.norm(np.diff(points, axis=0), axis=1)
         self.arc = np.concatenate([[0], np.cumsum(gaps)]).astype(np.float32)
         self.low, self.high = float((points[:, 2] - radii).min()), float((points[:, 2] + radii).max())
@@ -190,19 +186,7 @@ class VesselTree:
 
     @classmethod
     def grow(
-        cls,
-        rng,
-        start,
-        direction,
-        *,
-        radius,
-        length,
-        levels,
-        spread=0.6,
-        taper=0.75,
-        shrink=0.8,
-        step=5.0,
-        wander=0.25,
+        cls, rng, start, direction, *, radius, length, levels, spread=0.6, taper=0.75, shrink=0.8, step=5.0, wander=0.25
     ) -> VesselTree:
         """A random binary tree. Radii fall by ``taper`` at forks (Murray's law for equal daughters gives
         0.79)."""
@@ -254,9 +238,7 @@ class VesselTree:
                 t0, t1 = 0.0, 1.0
             e0, e1 = a + t0 * u, a + t1 * u
             m = r + p
-            box = canvas.box(
-                min(e0[0], e1[0]) - m, max(e0[0], e1[0]) + m, min(e0[1], e1[1]) - m, max(e0[1], e1[1]) + m
-            )
+            box = canvas.box(min(e0[0], e1[0]) - m, max(e0[0], e1[0]) + m, min(e0[1], e1[1]) - m, max(e0[1], e1[1]) + m)
             x, y = canvas.grid(box)
             x, y, zz = x - a[0], y - a[1], z - a[2]
             t = x * u[0] + (y * u[1] + zz * u[2])

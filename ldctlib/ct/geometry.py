@@ -36,8 +36,12 @@ class ParallelGeometry:
         _check("n_views", self.n_views, self.n_views >= 1, "at least 1")
         _check("n_bins", self.n_bins, self.n_bins >= 2, "at least 2")
         _check("bin_mm", self.bin_mm, self.bin_mm > 0, "positive, in mm")
-        _check("offset_bins", self.offset_bins, abs(self.offset_bins) <= self.n_bins / 2,
-               f"within half the detector, ±{self.n_bins / 2:g} bins")
+        _check(
+            "offset_bins",
+            self.offset_bins,
+            abs(self.offset_bins) <= self.n_bins / 2,
+            f"within half the detector, ±{self.n_bins / 2:g} bins",
+        )
 
     @property
     def fov_radius_mm(self) -> float:
@@ -53,8 +57,15 @@ class ParallelGeometry:
         return replace(self, size=size, pixel_mm=self.pixel_mm * self.size / size)
 
     @classmethod
-    def for_image(cls, size: int = 512, pixel_mm: float = 0.75, *, bins_per_pixel: float = 1.0,
-                  n_views: int | None = None, bin_mm: float | None = None) -> ParallelGeometry:
+    def for_image(
+        cls,
+        size: int = 512,
+        pixel_mm: float = 0.75,
+        *,
+        bins_per_pixel: float = 1.0,
+        n_views: int | None = None,
+        bin_mm: float | None = None,
+    ) -> ParallelGeometry:
         """A detector that covers the image's diagonal, with ``bins_per_pixel`` bins to a pixel.
 
         Two bins to a pixel imitate scanners that sample finer than the pixel (flying focal spot, quarter
@@ -88,8 +99,12 @@ class FanGeometry:
         _check("n_bins", self.n_bins, self.n_bins >= 8, "at least 8")
         _check("bin_rad", self.bin_rad, self.bin_rad > 0, "positive, in radians")
         _check("source_to_iso_mm", self.source_to_iso_mm, self.source_to_iso_mm > 0, "positive, in mm")
-        _check("offset_bins", self.offset_bins, abs(self.offset_bins) <= self.n_bins / 2,
-               f"within half the detector, ±{self.n_bins / 2:g} bins")
+        _check(
+            "offset_bins",
+            self.offset_bins,
+            abs(self.offset_bins) <= self.n_bins / 2,
+            f"within half the detector, ±{self.n_bins / 2:g} bins",
+        )
         if self.fan_half_angle_rad >= math.pi / 2:
             raise GeometryError(
                 f"a fan of {math.degrees(2 * self.fan_half_angle_rad):.0f} degrees opens beyond 180 degrees: "

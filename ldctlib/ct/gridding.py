@@ -35,8 +35,13 @@ def sparse_csr(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape:
 
     def to_torch(m):
         return torch.sparse_csr_tensor(
-            torch.from_numpy(m.indptr.astype(np.int32)), torch.from_numpy(m.indices.astype(np.int32)),
-            torch.from_numpy(m.data.astype(np.float32)), size=m.shape, device=device, check_invariants=False)
+            torch.from_numpy(m.indptr.astype(np.int32)),
+            torch.from_numpy(m.indices.astype(np.int32)),
+            torch.from_numpy(m.data.astype(np.float32)),
+            size=m.shape,
+            device=device,
+            check_invariants=False,
+        )
 
     import warnings
 
@@ -54,8 +59,18 @@ class Gridder:
     therefore aliases, as sampling does.
     """
 
-    def __init__(self, size: int, pixel_mm: float, angles_rad, n_frequencies: int, length_mm: float, device,
-                 *, width: int = 5, oversampling: float = 1.5):
+    def __init__(
+        self,
+        size: int,
+        pixel_mm: float,
+        angles_rad,
+        n_frequencies: int,
+        length_mm: float,
+        device,
+        *,
+        width: int = 5,
+        oversampling: float = 1.5,
+    ):
         self.size, self.device = size, device
         self.m = m = fast_length(oversampling * size)
         self.width = width
@@ -97,7 +112,8 @@ class Gridder:
         values = vy[:, :, None] * vx[:, None, :]
         rows = np.broadcast_to(np.arange(ux.size)[:, None, None], column.shape)
         self.matrix, self.transpose = sparse_csr(
-            rows, column, values.astype(np.float32), (ux.size, m * self.columns), self.device)
+            rows, column, values.astype(np.float32), (ux.size, m * self.columns), self.device
+        )
         sign = torch.from_numpy(np.where(flip, -1.0, 1.0).astype(np.float32)).to(self.device)
         self._sign = sign  # conjugates the lines that were read at -u
         self.phase = torch.from_numpy(np.exp(1j * phase).astype(np.complex64)).to(self.device)
@@ -110,20 +126,21 @@ class Gridder:
     @property
     def nbytes(self) -> int:
         """Bytes held by the two cached matrices."""
-        return sum(t.values().nbytes + t.col_indices().nbytes + t.crow_indices().nbytes
-                   for t in (self.matrix, self.transpose))
+        return sum(
+            t.values().nbytes + t.col_indices().nbytes + t.crow_indices().nbytes for t in (self.matrix, self.transpose)
+        )
 
     def lines(self, image: torch.Tensor) -> torch.Tensor:
         """(B, N, N) real -> (B, V, K) complex."""
         m, n, left, margin = self.m, self.size, self.left, self._margin
         padded = image.new_zeros((image.shape[0], m, m))
-        padded[:, left:left + n, left:left + n] = image * self.deapodise[:, None] * self.deapodise[None, :]
+        padded[:, left : left + n, left : left + n] = image * self.deapodise[:, None] * self.deapodise[None, :]
         half = torch.fft.rfft2(padded)
         grid = half.new_empty((image.shape[0], m, self.columns))
-        grid[..., margin:margin + m // 2 + 1] = half
+        grid[..., margin : margin + m // 2 + 1] = half
         # Columns beyond both ends, by the Hermitian symmetry of a real image's spectrum.
-        grid[..., :margin] = self._mirror(half[..., 1:margin + 1])
-        grid[..., margin + m // 2 + 1:] = self._mirror(half[..., m // 2 - margin:m // 2])
+        grid[..., :margin] = self._mirror(half[..., 1 : margin + 1])
+        grid[..., margin + m // 2 + 1 :] = self._mirror(half[..., m // 2 - margin : m // 2])
         flat = torch.view_as_real(grid).reshape(image.shape[0], m * self.columns, 2)
         # One image at a time: a single wide right-hand side is slower (its rows no longer fit the cache lines).
         out = torch.stack([self.matrix @ column for column in flat])
@@ -137,10 +154,10 @@ class Gridder:
         flat = torch.stack([lines.real, lines.imag * self._sign], dim=-1).reshape(lines.shape[0], -1, 2)
         grid = torch.stack([self.transpose @ column for column in flat])
         grid = torch.view_as_complex(grid.reshape(lines.shape[0], m, self.columns, 2))
-        half = grid[..., margin:margin + m // 2 + 1].clone()
-        half[..., 1:margin + 1] += self._mirror(grid[..., :margin])
-        half[..., m // 2 - margin:m // 2] += self._mirror(grid[..., margin + m // 2 + 1:])
-        image = torch.fft.irfft2(half * self._adjoint_weight, s=(m, m))[:, left:left + n, left:left + n]
+        half = grid[..., margin : margin + m // 2 + 1].clone()
+        half[..., 1 : margin + 1] += self._mirror(grid[..., :margin])
+        half[..., m // 2 - margin : m // 2] += self._mirror(grid[..., margin + m // 2 + 1 :])
+        image = torch.fft.irfft2(half * self._adjoint_weight, s=(m, m))[:, left : left + n, left : left + n]
         return image * self.deapodise[:, None] * self.deapodise[None, :]
 
     @staticmethod

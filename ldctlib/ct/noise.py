@@ -62,8 +62,9 @@ def _from_rois(rois: Tensor, pixel_mm: float, map_hu: Tensor | None, source: str
     return NoiseModel(sd, spectrum.frequency, spectrum.radial, pixel_mm, map_hu, source)
 
 
-def noise_from_pair(ldct_hu: Tensor, ndct_hu: Tensor, pixel_mm: float, *, dose: float | None = None,
-                    roi: int = 64) -> NoiseModel:
+def noise_from_pair(
+    ldct_hu: Tensor, ndct_hu: Tensor, pixel_mm: float, *, dose: float | None = None, roi: int = 64
+) -> NoiseModel:
     """Noise from a low-dose image and its full-dose partner, (B, 1, H, W) HU each, aligned.
 
     The difference of a *nested* pair lacks the noise they share: with ``dose`` (the fraction) its variance
@@ -96,7 +97,7 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
     high = image_hu - gaussian_blur(image_hu, 1.0)
     detail = cut_rois(high, candidates, roi).double()
     structure = smooth.var(dim=(1, 2)) / detail.var(dim=(1, 2)).clamp(min=1e-6)
-    quiet = structure.argsort()[:max(4, len(candidates) // 10)]
+    quiet = structure.argsort()[: max(4, len(candidates) // 10)]
     model = _from_rois(rois[quiet], pixel_mm, None, "image")
     typical = detail[quiet].abs().mean()
     limit = float(2 * typical)
@@ -105,9 +106,17 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
     return replace(model, map_hu=map_hu)
 
 
-def noise_from_simulation(image_hu: Tensor, geometry: Geometry, scanner: Scanner, dose: float, *,
-                          kernel_name: str | Kernel = "B30f", generator: torch.Generator | None = None,
-                          scans: int = 4, roi: int = 64) -> NoiseModel:
+def noise_from_simulation(
+    image_hu: Tensor,
+    geometry: Geometry,
+    scanner: Scanner,
+    dose: float,
+    *,
+    kernel_name: str | Kernel = "B30f",
+    generator: torch.Generator | None = None,
+    scans: int = 4,
+    roi: int = 64,
+) -> NoiseModel:
     """Noise of a simulated scan: spectrum from ``scans`` noise images, map from the propagated variance."""
     project, reconstruct = projectors(image_hu, geometry)
     p = project.A(hu_to_mu(image_hu)).expand(scans, -1, -1, -1)

@@ -122,10 +122,7 @@ def nps(
         if corners is None:
             b, _, h, w = noise.shape
             corners = [
-                (i, r, c)
-                for i in range(b)
-                for r in range(0, h - roi + 1, roi)
-                for c in range(0, w - roi + 1, roi)
+                (i, r, c) for i in range(b) for r in range(0, h - roi + 1, roi) for c in range(0, w - roi + 1, roi)
             ]
         noise = cut_rois(noise, corners, roi)
     if noise.ndim != 3 or noise.shape[-1] != noise.shape[-2] or noise.shape[-1] < 4:

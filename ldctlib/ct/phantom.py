@@ -109,12 +109,7 @@ class Patient:
         )
 
     def volume(
-        self,
-        z_mm: Sequence[float],
-        *,
-        size: int = 512,
-        pixel_mm: float | None = None,
-        thickness_mm: float = 1.0,
+        self, z_mm: Sequence[float], *, size: int = 512, pixel_mm: float | None = None, thickness_mm: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Slices at the given positions: HU (D, 1, H, W) float32 and labels (D, 1, H, W) uint8, in that
         order."""

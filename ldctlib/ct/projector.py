@@ -36,7 +36,8 @@ class Kernel:
     def __post_init__(self):
         if not 0 <= self.flat_to <= self.cutoff or not self.cutoff > 0:
             raise ParameterError(
-                f"a kernel needs 0 <= flat_to <= cutoff with cutoff > 0, got {self.flat_to}, {self.cutoff} (1/mm)")
+                f"a kernel needs 0 <= flat_to <= cutoff with cutoff > 0, got {self.flat_to}, {self.cutoff} (1/mm)"
+            )
 
     def __call__(self, f_per_mm: torch.Tensor) -> torch.Tensor:
         span = max(self.cutoff - self.flat_to, 1e-9)
@@ -150,7 +151,7 @@ class Projector:
     def _forward(self, image):
         g = self._parallel
         lines = self._gridder.lines(image[:, 0]) * self._gridder.in_band * self._forward_filter
-        sinogram = torch.fft.irfft(lines, n=self._length)[..., :g.n_bins]
+        sinogram = torch.fft.irfft(lines, n=self._length)[..., : g.n_bins]
         return (self._rebin.to_fan(sinogram) if self._rebin else sinogram)[:, None]
 
     def _backward(self, sinogram):
@@ -182,7 +183,7 @@ class Projector:
     def _filter(sinogram, response):
         """Convolve along the detector, zero-padded to the length of the ``response`` (of an rfft)."""
         n = 2 * (response.numel() - 1)
-        return torch.fft.irfft(torch.fft.rfft(sinogram, n=n) * response, n=n)[..., :sinogram.shape[-1]]
+        return torch.fft.irfft(torch.fft.rfft(sinogram, n=n) * response, n=n)[..., : sinogram.shape[-1]]
 
     def _smear(self, p):
         """Sum over the views of a parallel sinogram (B, views, bins), each smeared back over the image."""
@@ -213,7 +214,7 @@ class Projector:
 
     def _fbp_adjoint(self, image, which):
         lines = self._gridder.lines(image[:, 0] * self._seen) * (self._shift * (math.pi / self._parallel.n_views))
-        p = self._filter(torch.fft.irfft(lines, n=self._length)[..., :self._parallel.n_bins], self._ramp(which))
+        p = self._filter(torch.fft.irfft(lines, n=self._length)[..., : self._parallel.n_bins], self._ramp(which))
         return (self._rebin.to_parallel_adjoint(p) if self._rebin else p)[:, None]
 
     def _expect(self, x, shape, what):
@@ -223,8 +224,10 @@ class Projector:
         if x.dtype != torch.float32:
             raise ShapeError(f"the projector computes in float32, got {x.dtype}: convert with .float()")
         if x.device != self.device:
-            raise ParameterError(f"this projector lives on {self.device}, its input on {x.device}: "
-                                 "ask projector(geometry, device) for one there")
+            raise ParameterError(
+                f"this projector lives on {self.device}, its input on {x.device}: "
+                "ask projector(geometry, device) for one there"
+            )
 
 
 @lru_cache(maxsize=6)

@@ -49,12 +49,30 @@ class RealNPS:
 REAL_NPS: dict[str, RealNPS] = {
     curve.patient: curve
     for curve in (
-        RealNPS("L096", "D45f", 3.0, 0.7421875, 10,
-                (0.135, 0.214, 0.354, 0.475, 0.602, 0.709, 0.796, 0.857, 0.934, 0.993, 1.000, 0.836, 0.543)),
-        RealNPS("L143", "D45f", 3.0, 0.8203125, 4,
-                (0.132, 0.178, 0.273, 0.387, 0.490, 0.573, 0.700, 0.833, 0.938, 1.000, 0.891, 0.607, 0.421)),
-        RealNPS("L506", "B30f", 1.0, 0.7421875, 1,
-                (0.352, 0.549, 0.803, 1.000, 0.925, 0.756, 0.539, 0.344, 0.191, 0.087, 0.037, 0.015, 0.004)),
+        RealNPS(
+            "L096",
+            "D45f",
+            3.0,
+            0.7421875,
+            10,
+            (0.135, 0.214, 0.354, 0.475, 0.602, 0.709, 0.796, 0.857, 0.934, 0.993, 1.000, 0.836, 0.543),
+        ),
+        RealNPS(
+            "L143",
+            "D45f",
+            3.0,
+            0.8203125,
+            4,
+            (0.132, 0.178, 0.273, 0.387, 0.490, 0.573, 0.700, 0.833, 0.938, 1.000, 0.891, 0.607, 0.421),
+        ),
+        RealNPS(
+            "L506",
+            "B30f",
+            1.0,
+            0.7421875,
+            1,
+            (0.352, 0.549, 0.803, 1.000, 0.925, 0.756, 0.539, 0.344, 0.191, 0.087, 0.037, 0.015, 0.004),
+        ),
     )
 }
 
@@ -86,8 +104,9 @@ SIMULATED = Scanner(photons=8e5, bowtie_radius_mm=160.0)
 """The scanner of :func:`simulated_bands`. Only the shape is looked at, which hardly depends on it."""
 
 
-def simulated_bands(kernel: str | Kernel, pixel_mm: float, *, patients: Sequence[int] = (3, 5, 8, 11),
-                    generator: torch.Generator) -> np.ndarray:
+def simulated_bands(
+    kernel: str | Kernel, pixel_mm: float, *, patients: Sequence[int] = (3, 5, 8, 11), generator: torch.Generator
+) -> np.ndarray:
     """The same curve for quarter-dose scans of phantoms (one slice of each patient) on 512² pixels.
 
     The detector's bins are half a pixel wide, so that noise reaches past the pixel's Nyquist frequency and

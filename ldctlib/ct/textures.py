@@ -78,12 +78,7 @@ def sample(field: np.ndarray, x_mm, y_mm, z_mm: float, voxel_mm: float, offset=(
 
 
 def sample_at(
-    field: np.ndarray,
-    u_mm: np.ndarray,
-    v_mm: np.ndarray,
-    z_mm: float,
-    voxel_mm: float,
-    offset=(0.0, 0.0, 0.0),
+    field: np.ndarray, u_mm: np.ndarray, v_mm: np.ndarray, z_mm: float, voxel_mm: float, offset=(0.0, 0.0, 0.0)
 ) -> np.ndarray:
     """Linear interpolation of a periodic field at any points (u, v) of one z: textures that follow a bent
     layer."""

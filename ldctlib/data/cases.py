@@ -153,20 +153,12 @@ def match_slices(full: Scan, low: Scan, *, name: str = "this pair") -> tuple[Sca
             f"{name}: full dose is {tuple(full.values.shape[1:])} in {full.scale}, low dose "
             f"{tuple(low.values.shape[1:])} in {low.scale}: they are not scans of one grid"
         )
-    if (
-        full.spacing_mm
-        and low.spacing_mm
-        and not np.allclose(full.spacing_mm[1:], low.spacing_mm[1:], atol=1e-3)
-    ):
-        raise ScanError(
-            f"{name}: pixels of {full.spacing_mm[1:]} mm and {low.spacing_mm[1:]} mm do not match"
-        )
+    if full.spacing_mm and low.spacing_mm and not np.allclose(full.spacing_mm[1:], low.spacing_mm[1:], atol=1e-3):
+        raise ScanError(f"{name}: pixels of {full.spacing_mm[1:]} mm and {low.spacing_mm[1:]} mm do not match")
     if full.affine is not None and low.affine is not None:
         shift = np.abs(full.affine[:2, 3] - low.affine[:2, 3]).max()
         if shift > 0.25 * full.spacing_mm[2]:
-            raise ScanError(
-                f"{name}: the low-dose grid is shifted by {shift:.2f} mm against the full-dose grid"
-            )
+            raise ScanError(f"{name}: the low-dose grid is shifted by {shift:.2f} mm against the full-dose grid")
     if full.positions_mm is None or low.positions_mm is None:
         if len(full.values) != len(low.values):
             raise ScanError(

@@ -53,9 +53,7 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
         return Collection("sample", "sample", (case,))
     root = Path(path_or_name)
     if not root.is_dir():
-        raise ParameterError(
-            f"{path_or_name!s} is neither a folder nor an embedded collection ({', '.join(EMBEDDED)})"
-        )
+        raise ParameterError(f"{path_or_name!s} is neither a folder nor an embedded collection ({', '.join(EMBEDDED)})")
     files = [file for file in sorted(root.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     for name, tag in (("tcia", tag_tcia), ("mayo2016", tag_mayo)):
         if layout in ("auto", name):
@@ -63,9 +61,7 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
             if cases:
                 return Collection(root.name, name, cases)
             if layout == name:
-                raise ScanError(
-                    f"{root} holds nothing in the layout {name!r}; data/README.md shows what it is"
-                )
+                raise ScanError(f"{root} holds nothing in the layout {name!r}; data/README.md shows what it is")
     cases = cases_from_folder(root, files)
     if not cases:
         raise ScanError(f"{root} holds no CT or MR image in DICOM, NIfTI or NumPy files")

@@ -23,20 +23,24 @@ PADDING_MOVED = -32768
 """Where padding goes when the values need the number that the source used for it."""
 
 STALE = (  # describe the source's pixels, or are thumbnails and signatures of them
-    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries",
-    "LargestPixelValueInSeries", "IconImageSequence", "DigitalSignaturesSequence", "MACParametersSequence",
-    "DataSetTrailingPadding", "PixelDataProviderURL", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-    "SeriesDate", "SeriesTime",
-)  # fmt: skip
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries",
+    "IconImageSequence",
+    "DigitalSignaturesSequence",
+    "MACParametersSequence",
+    "DataSetTrailingPadding",
+    "PixelDataProviderURL",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "SeriesDate",
+    "SeriesTime",
+)
 
 
 def write_derived(
-    scan: Scan,
-    values: torch.Tensor,
-    folder: str | Path,
-    *,
-    description: str,
-    series_description: str | None = None,
+    scan: Scan, values: torch.Tensor, folder: str | Path, *, description: str, series_description: str | None = None
 ) -> list[Path]:
     """Write ``values`` as a new DICOM series derived from ``scan``; all files or none.
 
@@ -55,9 +59,7 @@ def write_derived(
     from pydicom.uid import generate_uid
 
     if not isinstance(scan.origin, DicomOrigin):
-        raise ScanError(
-            "this scan was not read from DICOM and has no headers to derive from: use write_nifti"
-        )
+        raise ScanError("this scan was not read from DICOM and has no headers to derive from: use write_nifti")
     if not description.strip():
         raise ParameterError("write_derived needs a description of what was done to the images")
     stored, pixel = _encode(scan, check_values(scan, values))

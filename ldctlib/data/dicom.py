@@ -17,24 +17,12 @@ from ldctlib.data.scan import UNDECLARED_PADDING_HU, Scan, declared_padding, und
 from ldctlib.data.volume import Piece, assemble
 from ldctlib.errors import LdctError, MissingDependency, ScanError
 
-__all__ = [
-    "Scan",
-    "SeriesInfo",
-    "list_series",
-    "pydicom_ct_slice",
-    "read_scan",
-    "read_series",
-    "write_derived",
-]
+__all__ = ["Scan", "SeriesInfo", "list_series", "pydicom_ct_slice", "read_scan", "read_series", "write_derived"]
 
 LARGEST_FILE_PIXELS = 1 << 28
 """A header that asks for more pixels than this in one file is damaged."""
 
-PLUGINS = {
-    "JPEG 2000": "pylibjpeg and pylibjpeg-openjpeg",
-    "JPEG-LS": "pyjpegls",
-    "JPEG": "python-gdcm",
-}
+PLUGINS = {"JPEG 2000": "pylibjpeg and pylibjpeg-openjpeg", "JPEG-LS": "pyjpegls", "JPEG": "python-gdcm"}
 """What decodes a compressed transfer syntax whose name begins so; first match."""
 
 
@@ -179,10 +167,20 @@ def is_dicom(file: Path) -> bool:
 
 
 _LISTED = [
-    "SOPClassUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "PatientID", "Rows", "Columns",
-    "ImageType", "ImageOrientationPatient", "PixelSpacing", "SamplesPerPixel", "PhotometricInterpretation",
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "SeriesDescription",
+    "PatientID",
+    "Rows",
+    "Columns",
+    "ImageType",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
     0x70291010,  # detector rows of DICOM-CT-PD
-]  # fmt: skip
+]
 
 
 def _read(file: Path, *, pixels: bool) -> Any:

@@ -65,9 +65,7 @@ def tag_mayo(parts: tuple[str, ...]) -> Tag | None:
     return Tag(patient.upper(), dose_name.lower() in ("full", "fd"), 0.25, "abdomen", variant)
 
 
-def cases_from_tags(
-    root: Path, files: list[Path], tag: Callable[[tuple[str, ...]], Tag | None]
-) -> tuple[Case, ...]:
+def cases_from_tags(root: Path, files: list[Path], tag: Callable[[tuple[str, ...]], Tag | None]) -> tuple[Case, ...]:
     groups: dict[tuple[str, str], dict[bool, list[Path]]] = {}
     known: dict[tuple[str, str], Tag] = {}
     for file in files:
@@ -97,12 +95,8 @@ def _source(files: list[Path] | None) -> Source | None:
 
 _FULL = {"full", "fulldose", "fd", "ndct", "normaldose"}
 _LOW = {"low", "lowdose", "ld", "ldct", "quarter", "quarterdose", "qd"}
-_CONTAINER = re.compile(
-    r"(images?|train|test|val|volumes?|batch|media|data|nifti|dicom)(ing|tr|ts)?\b.*", re.I
-)
-_NOT_AN_IMAGE = re.compile(
-    r"(^|[_\- ])(seg|segmentation|mask|label|labels|gt|4d)([_\- .\d]|$)", re.IGNORECASE
-)
+_CONTAINER = re.compile(r"(images?|train|test|val|volumes?|batch|media|data|nifti|dicom)(ing|tr|ts)?\b.*", re.I)
+_NOT_AN_IMAGE = re.compile(r"(^|[_\- ])(seg|segmentation|mask|label|labels|gt|4d)([_\- .\d]|$)", re.IGNORECASE)
 _NO_PATIENT = re.compile(r"(anon.*|unknown|none|0*)", re.IGNORECASE)
 
 
@@ -187,7 +181,5 @@ def _describe_series(root: Path, info: SeriesInfo) -> _Found:
         patient = own[0] if own else root.resolve().name
     described = _TCIA_SERIES.search(info.description)
     if is_full is None and described:
-        return _Found(
-            ("by description", patient), described[1].lower() == "full", patient, list(info.files), ""
-        )
+        return _Found(("by description", patient), described[1].lower() == "full", patient, list(info.files), "")
     return _Found(("dicom", *folders), is_full, patient, list(info.files), info.description)

@@ -63,8 +63,9 @@ def edge_blur_px(kernel: Kernel, pixel_mm: float, aperture_mm: float = 0.3) -> f
     return math.hypot(0.187 / half, aperture_mm / math.sqrt(12) * 1.5) / pixel_mm
 
 
-def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512,
-                  bodies=None) -> tuple[np.ndarray, np.ndarray]:
+def scanner_noise(
+    rng: np.random.Generator, count: int, *, size: int = 512, bodies=None
+) -> tuple[np.ndarray, np.ndarray]:
     """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size), and for each
     the blur in pixels that its kernel gives to edges (:func:`edge_blur_px`).
 
@@ -86,9 +87,11 @@ def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512,
         body = torch.from_numpy(bodies[rng.integers(len(bodies))]).float()[None, None]
         body = torch.rot90(body, int(rng.integers(4)), (2, 3))
         line = projector(geometry.on_grid(body.shape[-1])).A(hu_to_mu(body)).clamp(min=0)
-        scanner = Scanner(photons=float(np.exp(rng.uniform(np.log(2e4), np.log(5e5)))),
-                          bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
-                          modulation=float(rng.uniform(0, 0.5)))
+        scanner = Scanner(
+            photons=float(np.exp(rng.uniform(np.log(2e4), np.log(5e5)))),
+            bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
+            modulation=float(rng.uniform(0, 0.5)),
+        )
         incident = scanner.incident(geometry, line)
         counts = photon_counts(line, incident, generator=generator)
         counts = counts + torch.randn(counts.shape, generator=generator) * scanner.electronic_sd
@@ -130,8 +133,12 @@ class PatchConfig:
 def _sample(n: int, ldct, clean, full, config: PatchConfig) -> dict[str, torch.Tensor]:
     """What both datasets give; the stated noise has a floor, because a loss divides by it."""
     sd = max(float((ldct - clean).std()), 0.5 * config.sd_low_hu)
-    sample = {"ldct_hu": torch.from_numpy(ldct[None]), "clean_hu": torch.from_numpy(clean[None]),
-              "sd_hu": torch.tensor(sd, dtype=torch.float32), "n": torch.tensor(n)}
+    sample = {
+        "ldct_hu": torch.from_numpy(ldct[None]),
+        "clean_hu": torch.from_numpy(clean[None]),
+        "sd_hu": torch.tensor(sd, dtype=torch.float32),
+        "n": torch.tensor(n),
+    }
     if config.full_sd_hu is not None:
         sample["full_hu"] = torch.from_numpy(full[None])
     return sample
@@ -156,10 +163,13 @@ class NoisePatches(Dataset):
         generation = n // self.config.refresh
         if generation != self._generation:
             rng = np.random.default_rng([self.config.seed, 0xBA27, generation])
-            self._slices = [image.astype(np.float16)
-                            for image in self._draw_slices(rng, self.config.slices, size=self.config.size)]
-            self._photographs = [random_hu(rng, min_size=max(128, self.config.patch + 2 * BORDER)).astype(np.float16)
-                                 for _ in range(self.config.photographs)]
+            self._slices = [
+                image.astype(np.float16) for image in self._draw_slices(rng, self.config.slices, size=self.config.size)
+            ]
+            self._photographs = [
+                random_hu(rng, min_size=max(128, self.config.patch + 2 * BORDER)).astype(np.float16)
+                for _ in range(self.config.photographs)
+            ]
             bodies = [image.astype(np.float32) for image in self._slices[:: max(1, self.config.slices // 32)]]
             noises, self._blur = scanner_noise(rng, self.config.noises, size=self.config.size, bodies=bodies)
             self._noises = noises.astype(np.float16)
@@ -220,8 +230,10 @@ class PairedPatches(Dataset):
     def __init__(self, collection: Collection, config: PatchConfig = PatchConfig()):
         self.config, self._collection = config, collection.pairs()
         if not len(self._collection):
-            raise ScanError(f"{collection.name} holds no case with both doses: give pairs, or use scan_slices to "
-                            "train on full-dose scans with simulated noise")
+            raise ScanError(
+                f"{collection.name} holds no case with both doses: give pairs, or use scan_slices to "
+                "train on full-dose scans with simulated noise"
+            )
         self._generation = None
 
     def __len__(self) -> int:
@@ -255,7 +267,7 @@ def _draw_scans(collection, rng, count, load) -> list[tuple[np.ndarray, ...]]:
         if scans[0].scale != "HU":
             raise ScanError(f"{collection.name}: training needs scans in HU, this one is {scans[0].scale}")
         depth = len(scans[0].values)
-        chosen = rng.permutation(depth)[:min(16, count - len(out))]
+        chosen = rng.permutation(depth)[: min(16, count - len(out))]
         out += [tuple(scan.values[i].numpy().astype(np.float32) for scan in scans) for i in chosen]
     return out
 
@@ -272,7 +284,7 @@ def _crops(images, p: int, rng, margin: float = 0.0) -> list[np.ndarray]:
     turn = rng.random() < 0.5
     out = []
     for image in images:
-        patch = np.flip(image[y:y + p, x:x + p].astype(np.float32), flips)
+        patch = np.flip(image[y : y + p, x : x + p].astype(np.float32), flips)
         out.append(np.ascontiguousarray(patch.T if turn else patch))
     return out
 

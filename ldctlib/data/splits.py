@@ -37,13 +37,9 @@ def split(
     """
     if len(ratios) != 3 or min(ratios) < 0 or not math.isclose(sum(ratios), 1):
         raise ParameterError(f"ratios are three shares (train, val, test) that sum to 1, got {ratios}")
-    published = {
-        file.stem: json.loads(file.read_text("utf-8")) for file in sorted(SPLITS_FOLDER.glob("*.json"))
-    }
+    published = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(SPLITS_FOLDER.glob("*.json"))}
     if name is not None and name not in published:
-        raise ParameterError(
-            f"unknown split {name!r}; allowed: {', '.join(published) or 'none: data/splits is gone'}"
-        )
+        raise ParameterError(f"unknown split {name!r}; allowed: {', '.join(published) or 'none: data/splits is gone'}")
     reserved = {patient for one in published.values() for patient in one["test"]}
     listed = {p: subset for subset in SUBSETS for p in published[name][subset]} if name else {}
     result: dict[str, list[str]] = {subset: [] for subset in SUBSETS}

@@ -18,9 +18,15 @@ GAP = 0.1
 SAME_POSITION_MM = 0.01
 
 PHASES = (
-    "AcquisitionNumber", "EchoTime", "EchoNumbers", "TriggerTime", "TemporalPositionIdentifier",
-    "DiffusionBValue", "AcquisitionTime", "ContentTime",
-)  # fmt: skip
+    "AcquisitionNumber",
+    "EchoTime",
+    "EchoNumbers",
+    "TriggerTime",
+    "TemporalPositionIdentifier",
+    "DiffusionBValue",
+    "AcquisitionTime",
+    "ContentTime",
+)
 """What may differ between two images at the same place, most telling first."""
 
 
@@ -88,9 +94,7 @@ def _in_order(pieces: list[Piece], notes: list[str]) -> list[Piece]:
     """Sorted along the normal; copies dropped."""
     for piece in pieces:
         if len(piece.values) > 1:
-            raise ScanError(
-                f"{piece.file} has several frames but is not alone in its series: read it by itself"
-            )
+            raise ScanError(f"{piece.file} has several frames but is not alone in its series: read it by itself")
         if piece.axes is None:
             raise ScanError(
                 f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient, so its place among "
@@ -139,9 +143,7 @@ def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray
             f"({where}{', ...' if uneven.sum() > 3 else ''}): slices are missing or unevenly spaced"
         )
         if not allow_gaps:
-            raise ScanError(
-                f"{pieces[0].file.parent}: {message}. If that is meant, read with allow_gaps=True"
-            )
+            raise ScanError(f"{pieces[0].file.parent}: {message}. If that is meant, read with allow_gaps=True")
         notes.append(message)
     if uneven.sum() > len(along) / 2:  # a sample of a series: its steps say nothing of the slices' spacing
         return None
@@ -184,9 +186,7 @@ def _positions(pieces: list[Piece]) -> tuple[float, ...] | None:
     return tuple(piece.position_mm for piece in pieces)
 
 
-def _affine(
-    first: Piece, step: np.ndarray | None, spacing: tuple[float, float, float] | None
-) -> np.ndarray | None:
+def _affine(first: Piece, step: np.ndarray | None, spacing: tuple[float, float, float] | None) -> np.ndarray | None:
     """Voxel (column, row, slice) to patient mm, RAS+ (DICOM's axes point left and to the back).
 
     DICOM PS3.3 C.7.6.2.1.1, with its third column for a stack.

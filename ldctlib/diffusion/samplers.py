@@ -105,12 +105,7 @@ def ddim(
 
 @torch.no_grad()
 def dpm_solver_pp_2m(
-    eps: NoisePredictor,
-    x_t: Tensor,
-    schedule: Schedule,
-    times: Sequence[int],
-    *,
-    clamp_x0: Limits = None,
+    eps: NoisePredictor, x_t: Tensor, schedule: Schedule, times: Sequence[int], *, clamp_x0: Limits = None
 ) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): DDIM's path, of order 2, at one evaluation a step.
 

@@ -91,34 +91,116 @@ def table():
     """All methods with family, paper, provenance and network evaluations, as a pandas DataFrame."""
     import pandas
 
-    rows = [{k: getattr(m, k) for k in ("name", "title", "family", "paper", "provenance", "evaluations")}
-            for m in METHODS.values()]
+    rows = [
+        {k: getattr(m, k) for k in ("name", "title", "family", "paper", "provenance", "evaluations")}
+        for m in METHODS.values()
+    ]
     return pandas.DataFrame(rows).set_index("name")
 
 
-METHODS: dict[str, Method] = {m.name: m for m in (
-    Method("ldct", "Low dose", "none", "-", "-", 0, filters.identity),
-    Method("gaussian", "Gaussian, 0.8 px", "filter", "-", "fixed", 0, filters.gaussian),
-    Method("nlm", "Non-local means", "filter", "Buades et al. 2005", "scikit-image; noise from the image", 0,
-           filters.nlm),
-    Method("bm3d", "BM3D with NPS", "filter", "Dabov et al. 2007; Mäkinen et al. 2020",
-           "package bm3d; noise from the image", 0, filters.bm3d),
-    Method("bm3d_white", "BM3D, one sigma", "filter", "Dabov et al. 2007", "package bm3d; noise from the image", 0,
-           partial(filters.bm3d, spectrum=False)),
-    Method("redcnn", "RED-CNN", "regression", "Chen et al. 2017", TRAINED_HERE, 1,
-           partial(regression.network, name="redcnn"), "redcnn"),
-    Method("nafnet", "NAFNet", "regression", "Chen et al. 2022", TRAINED_HERE, 1,
-           partial(regression.network, name="nafnet"), "nafnet"),
-    Method("round_trip", "D(E(low dose))", "autoencoder", "MAN, section 2.1", TRAINED_HERE, 1,
-           diffusion.round_trip, "autoencoder_perceptual"),
-    Method("round_trip_full", "D(E(full dose)): MAN's ceiling", "autoencoder", "MAN, section 2.1", TRAINED_HERE, 1,
-           diffusion.round_trip, "autoencoder_perceptual", sees_full_dose=True),
-    Method("man", "MAN, 30 steps", "latent diffusion", "Fang et al., MAN", TRAINED_HERE, 30,
-           diffusion.man, "man"),
-    Method("man_fast", "MAN, one step", "latent diffusion", "Fang et al., MAN", TRAINED_HERE, 1,
-           partial(diffusion.man, steps=1), "man"),
-    Method("man_simple", "MAN on the simple autoencoder", "latent diffusion", "Fang et al., MAN, Table 2", TRAINED_HERE,
-           30, partial(diffusion.man, name="man_simple"), "man_simple"),
-    Method("ddpm", "Pixel DDPM, 30 DDIM steps", "pixel diffusion", "Ho et al. 2020; Saharia et al. 2021",
-           TRAINED_HERE, 30, diffusion.ddpm, "ddpm"),
-)}
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method("ldct", "Low dose", "none", "-", "-", 0, filters.identity),
+        Method("gaussian", "Gaussian, 0.8 px", "filter", "-", "fixed", 0, filters.gaussian),
+        Method(
+            "nlm",
+            "Non-local means",
+            "filter",
+            "Buades et al. 2005",
+            "scikit-image; noise from the image",
+            0,
+            filters.nlm,
+        ),
+        Method(
+            "bm3d",
+            "BM3D with NPS",
+            "filter",
+            "Dabov et al. 2007; Mäkinen et al. 2020",
+            "package bm3d; noise from the image",
+            0,
+            filters.bm3d,
+        ),
+        Method(
+            "bm3d_white",
+            "BM3D, one sigma",
+            "filter",
+            "Dabov et al. 2007",
+            "package bm3d; noise from the image",
+            0,
+            partial(filters.bm3d, spectrum=False),
+        ),
+        Method(
+            "redcnn",
+            "RED-CNN",
+            "regression",
+            "Chen et al. 2017",
+            TRAINED_HERE,
+            1,
+            partial(regression.network, name="redcnn"),
+            "redcnn",
+        ),
+        Method(
+            "nafnet",
+            "NAFNet",
+            "regression",
+            "Chen et al. 2022",
+            TRAINED_HERE,
+            1,
+            partial(regression.network, name="nafnet"),
+            "nafnet",
+        ),
+        Method(
+            "round_trip",
+            "D(E(low dose))",
+            "autoencoder",
+            "MAN, section 2.1",
+            TRAINED_HERE,
+            1,
+            diffusion.round_trip,
+            "autoencoder_perceptual",
+        ),
+        Method(
+            "round_trip_full",
+            "D(E(full dose)): MAN's ceiling",
+            "autoencoder",
+            "MAN, section 2.1",
+            TRAINED_HERE,
+            1,
+            diffusion.round_trip,
+            "autoencoder_perceptual",
+            sees_full_dose=True,
+        ),
+        Method("man", "MAN, 30 steps", "latent diffusion", "Fang et al., MAN", TRAINED_HERE, 30, diffusion.man, "man"),
+        Method(
+            "man_fast",
+            "MAN, one step",
+            "latent diffusion",
+            "Fang et al., MAN",
+            TRAINED_HERE,
+            1,
+            partial(diffusion.man, steps=1),
+            "man",
+        ),
+        Method(
+            "man_simple",
+            "MAN on the simple autoencoder",
+            "latent diffusion",
+            "Fang et al., MAN, Table 2",
+            TRAINED_HERE,
+            30,
+            partial(diffusion.man, name="man_simple"),
+            "man_simple",
+        ),
+        Method(
+            "ddpm",
+            "Pixel DDPM, 30 DDIM steps",
+            "pixel diffusion",
+            "Ho et al. 2020; Saharia et al. 2021",
+            TRAINED_HERE,
+            30,
+            diffusion.ddpm,
+            "ddpm",
+        ),
+    )
+}

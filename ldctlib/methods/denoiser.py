@@ -15,8 +15,14 @@ from ldctlib.errors import ParameterError
 class Denoiser(Protocol):
     """What :func:`ldctlib.methods.load` returns."""
 
-    def __call__(self, ldct: Tensor, *, noise: NoiseModel | None = None,
-                 spacing_mm: tuple[float, ...] | None = None, generator=None) -> Tensor: ...
+    def __call__(
+        self,
+        ldct: Tensor,
+        *,
+        noise: NoiseModel | None = None,
+        spacing_mm: tuple[float, ...] | None = None,
+        generator=None,
+    ) -> Tensor: ...
 
 
 def keep_share(keep: float | None, checkpoint: Checkpoint) -> float:

@@ -61,7 +61,7 @@ class Conditional:
 
     def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
         """The model's grid -> (B, 1, *size) in HU."""
-        return self.checkpoint.range.from_model(x0 * self.spread)[..., :size[0], :size[1]]
+        return self.checkpoint.range.from_model(x0 * self.spread)[..., : size[0], : size[1]]
 
     def condition(self, ldct_hu: Tensor) -> Condition:
         """What the network is told, computed once for all steps."""
@@ -70,6 +70,7 @@ class Conditional:
 
     def predictor(self, condition: Condition):
         """eps(x_t, t) with the condition bound."""
+
         def network(x_t, t):
             return self.unet(x_t, t, **condition.given)
 
@@ -77,9 +78,18 @@ class Conditional:
             network = centred(network, self.schedule, condition.centre, self.prediction)
         return noise_predictor(network, self.schedule, self.prediction)
 
-    def steps(self, ldct_hu: Tensor | Condition, *, sampler: str = "ddim", steps: int = 30, start: int | None = None,
-              spacing: str = "trailing", draws: int = 1, generator: torch.Generator | None = None,
-              **options) -> Iterator[samplers.Step]:
+    def steps(
+        self,
+        ldct_hu: Tensor | Condition,
+        *,
+        sampler: str = "ddim",
+        steps: int = 30,
+        start: int | None = None,
+        spacing: str = "trailing",
+        draws: int = 1,
+        generator: torch.Generator | None = None,
+        **options,
+    ) -> Iterator[samplers.Step]:
         """The sampler's steps on the model's grid, for looking at; ``options`` go to the sampler.
 
         ldct_hu : the image, or its :meth:`condition` where it was made before.
@@ -109,8 +119,10 @@ class Latent(Conditional):
 
     def __init__(self, path: str | Path, device: torch.device, autoencoder: str | Path | None = None):
         super().__init__(path, device)
-        used = [self._used(name, sha256, autoencoder if name.startswith("autoencoder") else None)
-                for name, sha256 in self.checkpoint.trained_on.get("uses", {}).items()]
+        used = [
+            self._used(name, sha256, autoencoder if name.startswith("autoencoder") else None)
+            for name, sha256 in self.checkpoint.trained_on.get("uses", {}).items()
+        ]
         own = next((c for c in used if c.model == "autoencoder"), None)
         if own is None:
             raise CheckpointError(f"{self.checkpoint.path}: names no autoencoder: it is no latent diffusion model")
@@ -131,7 +143,8 @@ class Latent(Conditional):
         why = "its latents mean something else" if what == "autoencoder" else "it was told something else"
         raise CheckpointError(
             f"{self.checkpoint.path}: was trained on another {what} than {' and '.join(tried)}: {why}. Put the one "
-            f"with the hash {sha256[:12]}… beside it as {name}.safetensors, or train it again")
+            f"with the hash {sha256[:12]}… beside it as {name}.safetensors, or train it again"
+        )
 
     def _places(self, name: str, given: str | Path | None) -> Iterator[Path]:
         """Where a checkpoint may lie; what ships is looked for last, and only if asked for."""
@@ -174,8 +187,19 @@ class Latent(Conditional):
         return self.range.from_model(self.autoencoder.decode(self.autoencoder.unscale(x0 * self.spread), size))
 
 
-def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None, spacing: str,
-              keep: float | None, mean_px: float, samples: int, batch: int, options: dict) -> Denoiser:
+def _denoiser(
+    model: Conditional,
+    *,
+    sampler: str,
+    steps: int,
+    start: int | None,
+    spacing: str,
+    keep: float | None,
+    mean_px: float,
+    samples: int,
+    batch: int,
+    options: dict,
+) -> Denoiser:
     if sampler not in SAMPLERS:
         raise ParameterError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
     if samples < 1 or batch < 1:
@@ -191,9 +215,14 @@ def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None
         out = []
         for x in ldct.split(batch):
             told = model.condition(x)
-            drawn = [samplers.final(model.steps(
-                told, sampler=sampler, steps=steps, start=start, spacing=spacing,
-                generator=generator, **options)) for _ in range(samples)]
+            drawn = [
+                samplers.final(
+                    model.steps(
+                        told, sampler=sampler, steps=steps, start=start, spacing=spacing, generator=generator, **options
+                    )
+                )
+                for _ in range(samples)
+            ]
             clean = torch.stack([model.decode(x0, tuple(x.shape[-2:])) for x0 in drawn]).mean(0)
             out.append(give_back(x, clean.to(x.device), share, mean_px))
         return torch.cat(out)
@@ -201,9 +230,23 @@ def _denoiser(model: Conditional, *, sampler: str, steps: int, start: int | None
     return denoise
 
 
-def man(*, device, name: str = "man", path=None, autoencoder=None, sampler: str = "ddim", steps: int = 30,
-        start: int | None = None, spacing: str = "trailing", condition: str | None = None, keep: float | None = None,
-        mean_px: float = 12.0, samples: int = 1, batch: int = 4, **options) -> Denoiser:
+def man(
+    *,
+    device,
+    name: str = "man",
+    path=None,
+    autoencoder=None,
+    sampler: str = "ddim",
+    steps: int = 30,
+    start: int | None = None,
+    spacing: str = "trailing",
+    condition: str | None = None,
+    keep: float | None = None,
+    mean_px: float = 12.0,
+    samples: int = 1,
+    batch: int = 4,
+    **options,
+) -> Denoiser:
     """MAN: encode, sample the latent of the clean image given that of the low-dose image, decode.
 
     The shipped checkpoints are told, and start from, the code of a first estimate by a regression network as well:
@@ -227,23 +270,57 @@ def man(*, device, name: str = "man", path=None, autoencoder=None, sampler: str 
         raise ParameterError(f"condition is one of {', '.join(CONDITIONS)}; got {condition!r}")
     if condition != trained_for:
         how = "man_start" if condition == "start" else "man --data FOLDER" if condition == "paired" else "man"
-        raise ParameterError(f"{model.checkpoint.path} was trained for condition={trained_for!r}: for {condition!r} "
-                             f"train one (python -m ldctlib.recipes {how}) and give its path")
+        raise ParameterError(
+            f"{model.checkpoint.path} was trained for condition={trained_for!r}: for {condition!r} "
+            f"train one (python -m ldctlib.recipes {how}) and give its path"
+        )
     if condition == "start":
         start = 300 if start is None else start
         if start == model.schedule.T:
             raise ParameterError(f"condition='start' at T = {start} has nothing of the image left: start below T")
-    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing,
-                     keep=keep, mean_px=mean_px, samples=samples, batch=batch, options=options)
+    return _denoiser(
+        model,
+        sampler=sampler,
+        steps=steps,
+        start=start,
+        spacing=spacing,
+        keep=keep,
+        mean_px=mean_px,
+        samples=samples,
+        batch=batch,
+        options=options,
+    )
 
 
-def ddpm(*, device, name: str = "ddpm", path=None, sampler: str = "ddim", steps: int = 30, start: int | None = None,
-         spacing: str = "trailing", keep: float | None = None, mean_px: float = 12.0, samples: int = 1,
-         batch: int = 1, **options) -> Denoiser:
+def ddpm(
+    *,
+    device,
+    name: str = "ddpm",
+    path=None,
+    sampler: str = "ddim",
+    steps: int = 30,
+    start: int | None = None,
+    spacing: str = "trailing",
+    keep: float | None = None,
+    mean_px: float = 12.0,
+    samples: int = 1,
+    batch: int = 1,
+    **options,
+) -> Denoiser:
     """A conditional DDPM on pixels; ``sampler="ddpm", steps=1000`` is the original. Options as of :func:`man`."""
     model = Conditional(path or checkpoints.shipped(name), device)
-    return _denoiser(model, sampler=sampler, steps=steps, start=start, spacing=spacing,
-                     keep=keep, mean_px=mean_px, samples=samples, batch=batch, options=options)
+    return _denoiser(
+        model,
+        sampler=sampler,
+        steps=steps,
+        start=start,
+        spacing=spacing,
+        keep=keep,
+        mean_px=mean_px,
+        samples=samples,
+        batch=batch,
+        options=options,
+    )
 
 
 def round_trip(*, device, name: str = "autoencoder_perceptual", path=None, batch: int = 4) -> Denoiser:
@@ -253,7 +330,8 @@ def round_trip(*, device, name: str = "autoencoder_perceptual", path=None, batch
     span = checkpoint.range
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        return torch.cat([span.from_model(model(span.to_model(x.to(device)))[0]).to(x.device)
-                          for x in ldct.split(batch)])
+        return torch.cat(
+            [span.from_model(model(span.to_model(x.to(device)))[0]).to(x.device) for x in ldct.split(batch)]
+        )
 
     return denoise

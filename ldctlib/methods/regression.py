@@ -19,8 +19,9 @@ def one_pass(model: torch.nn.Module, span: Range, x_hu: torch.Tensor) -> torch.T
     return span.from_model(model(span.to_model(x_hu)))[..., :h, :w]
 
 
-def network(*, device, name: str, path=None, keep: float | None = None, mean_px: float = 12.0,
-            turns: int = 1) -> Denoiser:
+def network(
+    *, device, name: str, path=None, keep: float | None = None, mean_px: float = 12.0, turns: int = 1
+) -> Denoiser:
     """A regression network trained towards the noise-free truth.
 
     keep, mean_px : see :func:`~ldctlib.methods.denoiser.give_back`.

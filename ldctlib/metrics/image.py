@@ -33,9 +33,7 @@ def check_images(*images: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != 1 or 0 in image.shape:
             raise ShapeError(f"image {position} must be (B, 1, H, W), got {tuple(image.shape)}")
         if image.shape != images[0].shape:
-            raise ShapeError(
-                f"images must have one shape, got {tuple(images[0].shape)} and {tuple(image.shape)}"
-            )
+            raise ShapeError(f"images must have one shape, got {tuple(images[0].shape)} and {tuple(image.shape)}")
         if not torch.isfinite(image).all():
             raise ParameterError(f"image {position} has values that are not finite; metrics would be NaN")
 
@@ -189,9 +187,7 @@ def _piq_inputs(x, reference, window, data_range, metric: str):
     return require("piq", extra="test", needed_for=metric), x, reference, peak
 
 
-def vif(
-    x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None
-) -> Tensor:
+def vif(x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None) -> Tensor:
     """Visual information fidelity in the pixel domain, 4 scales, noise variance 2 on a 0..255 scale.
 
     Sheikh & Bovik 2006 (their released ``vifp_mscale``), through piq. Not symmetric; may exceed 1.
@@ -208,9 +204,7 @@ def vif(
     )
 
 
-def fsim(
-    x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None
-) -> Tensor:
+def fsim(x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None) -> Tensor:
     """Feature similarity on luminance: phase congruency and gradient (Zhang et al. 2011), through piq."""
     piq, x, reference, peak = _piq_inputs(x, reference, window, data_range, "FSIM")
     return torch.cat(

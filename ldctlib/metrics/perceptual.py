@@ -19,11 +19,7 @@ from ldctlib.metrics.image import check_images
 from ldctlib.torchvision_shim import torchvision_shim
 from ldctlib.units import Window
 
-TRUNK_FILES = {
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-    "alex": "alexnet-owt-7be5be79.pth",
-    "vgg": "vgg16-397923af.pth",
-}
+TRUNK_FILES = {"squeeze": "squeezenet1_1-b8a52dc0.pth", "alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 """torchvision's file names in ``$TORCH_HOME/hub/checkpoints``."""
 
 SMALLEST = {"squeeze": 32, "alex": 64, "vgg": 32}
@@ -63,9 +59,7 @@ def _distance(model, x: Tensor, reference: Tensor, window: Window) -> Tensor:
     model = model.to(x.device)
     # Three equal channels, [0, 1] mapped to LPIPS's [-1, 1] by normalize; one image a call bounds the memory.
     x, reference = (window.to_display(z).float().expand(-1, 3, -1, -1) for z in (x, reference))
-    return torch.cat(
-        [model(a[None], b[None], normalize=True).reshape(1) for a, b in zip(x, reference, strict=True)]
-    )
+    return torch.cat([model(a[None], b[None], normalize=True).reshape(1) for a, b in zip(x, reference, strict=True)])
 
 
 def _check(x: Tensor, reference: Tensor, window: Window, net: str) -> None:

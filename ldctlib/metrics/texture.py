@@ -30,9 +30,7 @@ def nps_distance(a: NPS, b: NPS, *, magnitude: bool = False) -> float:
     band = slice(1, b.two_d.shape[0] // 2 + 1)
     f, sb = b.frequency[band], b.radial[band]
     if a.frequency[-1] < f[-1] / 1.5:
-        raise ParameterError(
-            f"pixels of {a.pixel_mm:g} and {b.pixel_mm:g} mm share too few frequencies to compare"
-        )
+        raise ParameterError(f"pixels of {a.pixel_mm:g} and {b.pixel_mm:g} mm share too few frequencies to compare")
     sa = np.interp(f, a.frequency, a.radial)
     if not (sa.sum() > 0 and sb.sum() > 0):
         raise ParameterError("an NPS without any power cannot be compared")
@@ -43,11 +41,7 @@ def nps_distance(a: NPS, b: NPS, *, magnitude: bool = False) -> float:
 
 
 def noise_std(
-    noise: Tensor,
-    corners: list[tuple[int, int, int]] | None = None,
-    size: int = 64,
-    *,
-    detrend: str = "plane",
+    noise: Tensor, corners: list[tuple[int, int, int]] | None = None, size: int = 64, *, detrend: str = "plane"
 ) -> float:
     """Noise's std in HU: root of the mean variance of the ROIs at ``corners`` (default: all soft tissue)
     after removal of each one's trend. For an image with anatomy use small ROIs (``size=16``)."""
@@ -205,9 +199,7 @@ def edge_loss(
     return float((removed * z)[edges].sum() / (_detail(low) * z)[edges].sum())
 
 
-def structure_in_removed(
-    denoised: Tensor, ldct: Tensor, reference: Tensor, *, mask: Tensor | None = None
-) -> float:
+def structure_in_removed(denoised: Tensor, ldct: Tensor, reference: Tensor, *, mask: Tensor | None = None) -> float:
     """Correlation in the body between log edge strength and the log local power of the removed part.
 
     The power (Gaussian neighbourhood of 2 px) is taken relative to that of the true noise, ldct -

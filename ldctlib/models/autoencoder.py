@@ -15,15 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.models.blocks import (
-    Downsample,
-    ResBlock,
-    SelfAttention,
-    Upsample,
-    group_norm,
-    heads_for,
-    pad_to_multiple,
-)
+from ldctlib.models.blocks import Downsample, ResBlock, SelfAttention, Upsample, group_norm, heads_for, pad_to_multiple
 
 INITIAL_LOGVAR = -6.0
 """Log variance of an untrained posterior, std 0.05: details first, regularisation later, as the ramps
@@ -197,9 +189,7 @@ class Autoencoder(nn.Module):
         mean, logvar = self.encoder(self._stem(x)).to(x.dtype).chunk(2, dim=1)
         if self.analysis is not None:
             mean = mean + self.analysis(self._padded(x)).to(x.dtype)
-        return Posterior(
-            mean, logvar.clamp(-30.0, 20.0)
-        )  # exp stays finite; far outside what training reaches
+        return Posterior(mean, logvar.clamp(-30.0, 20.0))  # exp stays finite; far outside what training reaches
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Raw latents (B, c, h, w) -> image (B, 1, h f, w f) in model range, cropped to ``size`` if given."""
@@ -208,9 +198,7 @@ class Autoencoder(nn.Module):
         h, w = (n * self.factor for n in z.shape[-2:])
         rows, columns = size or (h, w)
         if not (0 < rows <= h and 0 < columns <= w):
-            raise ShapeError(
-                f"a latent of {tuple(z.shape[-2:])} decodes to {(h, w)}, which lacks part of {size}"
-            )
+            raise ShapeError(f"a latent of {tuple(z.shape[-2:])} decodes to {(h, w)}, which lacks part of {size}")
         raw = z.to(self.decoder.conv_in.weight.dtype)
         y = F.pixel_shuffle(self.decoder(raw).to(z.dtype), self.stem)
         if self.synthesis is not None:
@@ -278,9 +266,7 @@ def low_cosines(size: int, count: int, channels: int = 1) -> tuple[Tensor, Tenso
     return basis, gain
 
 
-def _level(
-    c: int, width: int, blocks: int, attend: bool, num_head_channels: int | None, groups: int
-) -> nn.Sequential:
+def _level(c: int, width: int, blocks: int, attend: bool, num_head_channels: int | None, groups: int) -> nn.Sequential:
     """Residual blocks with self-attention between them, or after a single one."""
     layers: list[nn.Module] = []
     for i in range(blocks):

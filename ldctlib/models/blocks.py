@@ -63,9 +63,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     odd dim gets a zero at its end.
     """
     half = dim // 2
-    frequencies = torch.exp(
-        -math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half
-    )
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
     angles = t.float()[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
 
@@ -137,9 +135,7 @@ class ResBlock(nn.Module):
             None: nn.Identity(),
         }[resample]
         if emb_dim is not None:
-            self.emb_layers = nn.Sequential(
-                nn.SiLU(), nn.Linear(emb_dim, out_channels * (2 if scale_shift else 1))
-            )
+            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels * (2 if scale_shift else 1)))
         self.out_layers = nn.Sequential(
             group_norm(out_channels, groups),
             nn.SiLU(),
@@ -286,13 +282,7 @@ class SpatialTransformer(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        context_dim: int,
-        heads: int,
-        depth: int = 1,
-        dropout: float = 0.0,
-        groups: int = 32,
+        self, channels: int, context_dim: int, heads: int, depth: int = 1, dropout: float = 0.0, groups: int = 32
     ):
         super().__init__()
         self.head_channels = channels // heads
@@ -307,12 +297,8 @@ class SpatialTransformer(nn.Module):
         positions = None
         if context.grid is not None:
             if self.head_channels % 4:
-                raise ShapeError(
-                    f"a context map needs heads of a multiple of 4 channels, got {self.head_channels}"
-                )
-            positions = tuple(
-                grid_positions(g, context.grid, x.device) for g in (tuple(x.shape[-2:]), context.grid)
-            )
+                raise ShapeError(f"a context map needs heads of a multiple of 4 channels, got {self.head_channels}")
+            positions = tuple(grid_positions(g, context.grid, x.device) for g in (tuple(x.shape[-2:]), context.grid))
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
             tokens = block(tokens, context.tokens, positions)

@@ -40,8 +40,10 @@ class ConditionedUNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor | float, code: Tensor, centre: Tensor) -> Tensor:
         """x_t, code and centre (B, in_channels, h, w); t as of the U-Net."""
         if code.shape != x_t.shape or centre.shape != x_t.shape:
-            raise ShapeError(f"x_t, code and centre have one shape, got {tuple(x_t.shape)}, {tuple(code.shape)} and "
-                             f"{tuple(centre.shape)}")
+            raise ShapeError(
+                f"x_t, code and centre have one shape, got {tuple(x_t.shape)}, {tuple(code.shape)} and "
+                f"{tuple(centre.shape)}"
+            )
         removed = (code - centre) * self.gain
         context = centre if self.unet.context_channels else None
         maps = self.unet(x_t, t, concat=torch.cat([centre, removed], dim=1), context=context)

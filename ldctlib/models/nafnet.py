@@ -82,8 +82,15 @@ class NAFNet(nn.Module):
     patch : side of the training patch in pixels, which sets the windows of the channel attention.
     """
 
-    def __init__(self, width: int = 48, shuffle: int = 2, encoder: tuple[int, ...] = (2, 2), middle: int = 4,
-                 decoder: tuple[int, ...] = (2, 2), patch: int = 64):
+    def __init__(
+        self,
+        width: int = 48,
+        shuffle: int = 2,
+        encoder: tuple[int, ...] = (2, 2),
+        middle: int = 4,
+        decoder: tuple[int, ...] = (2, 2),
+        patch: int = 64,
+    ):
         super().__init__()
         self.shuffle = shuffle
         self.factor = shuffle * 2 ** len(encoder)

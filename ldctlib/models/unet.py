@@ -112,26 +112,18 @@ class UNet(nn.Module):
         self.factor = 2 ** (len(channel_mult) - 1)
         levels = [2**i for i in range(len(channel_mult))]
         if odd := sorted(set(attention_at) - set(levels)):
-            raise ParameterError(
-                f"attention_at={odd}: this U-Net has levels at downsampling factors {levels}"
-            )
+            raise ParameterError(f"attention_at={odd}: this U-Net has levels at downsampling factors {levels}")
         if context_channels is not None and context_dim is None:
-            raise ParameterError(
-                "context_channels needs context_dim, the width of the tokens it is encoded to"
-            )
+            raise ParameterError("context_channels needs context_dim, the width of the tokens it is encoded to")
         self.in_channels, self.concat_channels = in_channels, concat_channels
         self.context_dim, self.context_channels = context_dim, context_channels
         self.model_channels = model_channels
         self.gradient_checkpointing = gradient_checkpointing
 
         emb_dim = 4 * model_channels
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(model_channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         if context_channels is not None:
-            self.context_embed = _map_encoder(
-                context_channels, context_dim, min(attention_at, default=self.factor)
-            )
+            self.context_embed = _map_encoder(context_channels, context_dim, min(attention_at, default=self.factor))
 
         def res(channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
             return ResBlock(
@@ -149,9 +141,7 @@ class UNet(nn.Module):
             if context_dim is None:
                 return SelfAttention(channels, heads, norm_groups)
             if context_channels is not None and channels // heads % 4:
-                raise ParameterError(
-                    f"a context map needs heads of a multiple of 4 channels, got {channels // heads}"
-                )
+                raise ParameterError(f"a context map needs heads of a multiple of 4 channels, got {channels // heads}")
             return SpatialTransformer(channels, context_dim, heads, transformer_depth, dropout, norm_groups)
 
         widths = [model_channels * m for m in channel_mult]
@@ -160,9 +150,7 @@ class UNet(nn.Module):
         skips = [c]
         for level, (factor, width) in enumerate(zip(levels, widths, strict=True)):
             for _ in range(num_res_blocks):
-                self.input_blocks.append(
-                    Stage(res(c, width), *([attend(width)] if factor in attention_at else []))
-                )
+                self.input_blocks.append(Stage(res(c, width), *([attend(width)] if factor in attention_at else [])))
                 c = width
                 skips.append(c)
             if level < len(widths) - 1:
@@ -174,9 +162,7 @@ class UNet(nn.Module):
         self.output_blocks = nn.ModuleList()
         for level, (factor, width) in reversed(list(enumerate(zip(levels, widths, strict=True)))):
             for i in range(num_res_blocks + 1):
-                stage = Stage(
-                    res(c + skips.pop(), width), *([attend(width)] if factor in attention_at else [])
-                )
+                stage = Stage(res(c + skips.pop(), width), *([attend(width)] if factor in attention_at else []))
                 c = width
                 if level and i == num_res_blocks:
                     stage.append(res(c, c, "up") if resblock_updown else Upsample(c))
@@ -232,11 +218,7 @@ class UNet(nn.Module):
         return Context(encoded.flatten(2).transpose(1, 2), tuple(encoded.shape[-2:]))
 
     def _check(self, x_t: Tensor, concat: Tensor | None, context: Tensor | None) -> None:
-        if (
-            x_t.ndim != 4
-            or x_t.shape[1] != self.in_channels
-            or any(n % self.factor or not n for n in x_t.shape[2:])
-        ):
+        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or any(n % self.factor or not n for n in x_t.shape[2:]):
             raise ShapeError(
                 f"this U-Net takes (B, {self.in_channels}, H, W) with H and W multiples of {self.factor}, "
                 f"got {tuple(x_t.shape)}: pad with models.blocks.pad_to_multiple and crop the result"
@@ -277,6 +259,4 @@ def split_prediction(output: Tensor, channels: int) -> tuple[Tensor, Tensor | No
         return output, None
     if output.shape[1] == 2 * channels:
         return tuple(output.chunk(2, dim=1))
-    raise ShapeError(
-        f"a U-Net for {channels} channels gives {channels} or {2 * channels}, got {output.shape[1]}"
-    )
+    raise ShapeError(f"a U-Net for {channels} channels gives {channels} or {2 * channels}, got {output.shape[1]}")

@@ -26,14 +26,27 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     try:
         for name in a.names or recipes.RECIPES:
-            for stage, log in recipes.run(name, a.profile, out=a.out, max_seconds=a.max_seconds,
-                                          init_from=a.init_from, stage=a.stage, data=a.data, device=a.device,
-                                          workers=a.workers, progress=False, dry_run=a.dry_run):
+            for stage, log in recipes.run(
+                name,
+                a.profile,
+                out=a.out,
+                max_seconds=a.max_seconds,
+                init_from=a.init_from,
+                stage=a.stage,
+                data=a.data,
+                device=a.device,
+                workers=a.workers,
+                progress=False,
+                dry_run=a.dry_run,
+            ):
                 if not first_process():
                     continue
                 terms = " ".join(f"{k} {v:.5f}" for k, v in log.terms.items() if k != "loss")
-                print(f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} lr {log.lr:.2e} "
-                      f"|g| {log.grad_norm:.3f} {log.seconds:.0f} s", flush=True)
+                print(
+                    f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} lr {log.lr:.2e} "
+                    f"|g| {log.grad_norm:.3f} {log.seconds:.0f} s",
+                    flush=True,
+                )
     except LdctError as error:
         parser.exit(2, f"{type(error).__name__}: {error}\n")
 

@@ -35,8 +35,16 @@ in the paper."""
 DDPM_RANGE = Range(-360.0, 440.0)
 """Soft tissue fills the model's [-1, 1], so that the noise schedule's middle is where tissues differ."""
 
-SHIPPED_AUTOENCODER: dict[str, Any] = dict(width=32, channel_mult=[1, 2, 2], latent_channels=24, blocks=1,
-                                           attention_at=[4], stem=2, shortcut=True, norm_groups=8)
+SHIPPED_AUTOENCODER: dict[str, Any] = dict(
+    width=32,
+    channel_mult=[1, 2, 2],
+    latent_channels=24,
+    blocks=1,
+    attention_at=[4],
+    stem=2,
+    shortcut=True,
+    norm_groups=8,
+)
 """f = 8 with 24 channels, 3/8 of the image's numbers: with 16, the finest structures of sharp kernels are lost."""
 
 NEAR_THE_CONDITION: dict[str, Any] = dict(name="cosine", T=1000, prediction="v", centred=True, spread=0.15)
@@ -52,27 +60,55 @@ ESTIMATOR = "nafnet"
 """The regression network whose output's code the latent diffusion is told, and starts from."""
 
 SHIPPED_PRIOR_UNET: dict[str, Any] = dict(
-    in_channels=24, model_channels=32, channel_mult=[2, 2, 2, 2], num_res_blocks=1, attention_at=[4],
-    num_head_channels=32, norm_groups=8)
+    in_channels=24,
+    model_channels=32,
+    channel_mult=[2, 2, 2, 2],
+    num_res_blocks=1,
+    attention_at=[4],
+    num_head_channels=32,
+    norm_groups=8,
+)
 """The latent U-Net told nothing."""
 
 SHIPPED_LATENT_UNET: dict[str, Any] = dict(
-    unet=SHIPPED_PRIOR_UNET | dict(context_channels=24, context_dim=64), gain=1 / NEAR_THE_ESTIMATE["spread"])
+    unet=SHIPPED_PRIOR_UNET | dict(context_channels=24, context_dim=64), gain=1 / NEAR_THE_ESTIMATE["spread"]
+)
 """Told the code of the low-dose image and that of a first estimate: the code alone, made for clean images, has lost
 what tells noise from anatomy."""
 
-SHIPPED_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=32, channel_mult=[1, 2, 2, 1],
-                                          num_res_blocks=1, attention_at=[], num_head_channels=32,
-                                          concat_channels=1, norm_groups=8)
+SHIPPED_PIXEL_UNET: dict[str, Any] = dict(
+    in_channels=1,
+    model_channels=32,
+    channel_mult=[1, 2, 2, 1],
+    num_res_blocks=1,
+    attention_at=[],
+    num_head_channels=32,
+    concat_channels=1,
+    norm_groups=8,
+)
 """Base width and depth of the latent U-Net; no attention but the middle's, which 512 x 512 pixels can bear."""
 
-PAPER_AUTOENCODER: dict[str, Any] = dict(width=128, channel_mult=[1, 2, 4, 4], latent_channels=4, blocks=2,
-                                         attention_at=[8])
-PAPER_LATENT_UNET: dict[str, Any] = dict(in_channels=4, model_channels=192, channel_mult=[1, 2, 4], num_res_blocks=2,
-                                         attention_at=[2, 4], num_head_channels=32, context_channels=4,
-                                         context_dim=512)
-PAPER_PIXEL_UNET: dict[str, Any] = dict(in_channels=1, model_channels=128, channel_mult=[1, 1, 2, 2, 4, 4],
-                                        num_res_blocks=2, attention_at=[32], concat_channels=1)
+PAPER_AUTOENCODER: dict[str, Any] = dict(
+    width=128, channel_mult=[1, 2, 4, 4], latent_channels=4, blocks=2, attention_at=[8]
+)
+PAPER_LATENT_UNET: dict[str, Any] = dict(
+    in_channels=4,
+    model_channels=192,
+    channel_mult=[1, 2, 4],
+    num_res_blocks=2,
+    attention_at=[2, 4],
+    num_head_channels=32,
+    context_channels=4,
+    context_dim=512,
+)
+PAPER_PIXEL_UNET: dict[str, Any] = dict(
+    in_channels=1,
+    model_channels=128,
+    channel_mult=[1, 1, 2, 2, 4, 4],
+    num_res_blocks=2,
+    attention_at=[32],
+    concat_channels=1,
+)
 PAPER_EPOCHS = 600
 
 # ---------------------------------------------------------------- autoencoders
@@ -121,34 +157,69 @@ def latent_scale(model: nn.Module, r: Recipe, dataset) -> dict[str, Any]:
 
 def _autoencoder(profile: str, *, kl: float, perceptual: float, seed: int) -> Recipe:
     small, paper = profile == "workshop", profile == "paper"
-    common: dict[str, Any] = dict(mixed_precision="bf16", betas=(0.9, 0.99), seed=seed,
-                                  log_every=10 if small else 100, checkpoint_every=500)
-    patches = PatchConfig(seed=100 + seed, patch=64 if small else 128, full_sd_hu=FULL_DOSE_SD_HU,
-                          photograph_share=0.2, **(SMALL_BANKS if small else {}))
+    common: dict[str, Any] = dict(
+        mixed_precision="bf16", betas=(0.9, 0.99), seed=seed, log_every=10 if small else 100, checkpoint_every=500
+    )
+    patches = PatchConfig(
+        seed=100 + seed,
+        patch=64 if small else 128,
+        full_sd_hu=FULL_DOSE_SD_HU,
+        photograph_share=0.2,
+        **(SMALL_BANKS if small else {}),
+    )
     notes = dict(target="the noise-free image of a full-dose one")
     fixed: dict[str, Any] = dict(kl=kl, ramp=None)
     # section 3.2: from 0 to the final weights over the first half of the epochs
     ramped: dict[str, Any] = dict(kl=kl, perceptual=perceptual, ramp=(0.0, 0.5), features="encoder")
     if paper:
         # Adam at 1e-4, batches of 16 by accumulation; Adam's own betas
-        train = TrainConfig(steps=100_000, batch_size=16, accumulation=4, lr=1e-4, schedule="constant",
-                            **common | dict(betas=(0.9, 0.999), checkpoint_every=1000))
+        train = TrainConfig(
+            steps=100_000,
+            batch_size=16,
+            accumulation=4,
+            lr=1e-4,
+            schedule="constant",
+            **common | dict(betas=(0.9, 0.999), checkpoint_every=1000),
+        )
         whole = replace(patches, patch=512, size=704, photograph_share=0.0)
-        stage = Stage("ramp" if perceptual else "pixels", train, whole,
-                      ramped | dict(features="vgg16", allow_download=True) if perceptual else fixed,
-                      epochs=PAPER_EPOCHS)
-        return Recipe(model="autoencoder", config=PAPER_AUTOENCODER, stages=(stage,), loss=autoencoder_loss,
-                      measure=latent_scale, notes=notes)
+        stage = Stage(
+            "ramp" if perceptual else "pixels",
+            train,
+            whole,
+            ramped | dict(features="vgg16", allow_download=True) if perceptual else fixed,
+            epochs=PAPER_EPOCHS,
+        )
+        return Recipe(
+            model="autoencoder",
+            config=PAPER_AUTOENCODER,
+            stages=(stage,),
+            loss=autoencoder_loss,
+            measure=latent_scale,
+            notes=notes,
+        )
     pixels, last = {"workshop": (40, 40), "train": (300, 700)}[profile]
     common |= dict(batch_size=4 if small else 6, clip_norm=1.0)
-    first = Stage("pixels", TrainConfig(steps=pixels, lr=1e-3, warmup_steps=min(100, pixels // 4),
-                                        schedule="constant", **common),
-                  patches, dict(kl=0.0, ramp=None) if perceptual else fixed)
-    second = Stage("ramp" if perceptual else "decay", TrainConfig(steps=last, lr=1e-3, **common),
-                   replace(patches, seed=1100 + seed), ramped if perceptual else fixed,
-                   needs=("autoencoder_simple",) if perceptual else ())
-    return Recipe(model="autoencoder", config=SHIPPED_AUTOENCODER, stages=(first, second), loss=autoencoder_loss,
-                  measure=latent_scale, notes=notes)
+    first = Stage(
+        "pixels",
+        TrainConfig(steps=pixels, lr=1e-3, warmup_steps=min(100, pixels // 4), schedule="constant", **common),
+        patches,
+        dict(kl=0.0, ramp=None) if perceptual else fixed,
+    )
+    second = Stage(
+        "ramp" if perceptual else "decay",
+        TrainConfig(steps=last, lr=1e-3, **common),
+        replace(patches, seed=1100 + seed),
+        ramped if perceptual else fixed,
+        needs=("autoencoder_simple",) if perceptual else (),
+    )
+    return Recipe(
+        model="autoencoder",
+        config=SHIPPED_AUTOENCODER,
+        stages=(first, second),
+        loss=autoencoder_loss,
+        measure=latent_scale,
+        notes=notes,
+    )
 
 
 def autoencoder_simple(profile: str) -> Recipe:
@@ -178,7 +249,8 @@ def latent_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> Lo
     if autoencoder.latent_channels != channels:
         raise CheckpointError(
             f"{own.path}: its latents have {autoencoder.latent_channels} channels and this U-Net takes "
-            f"{channels}: train {name} of the same profile into the same folder first")
+            f"{channels}: train {name} of the same profile into the same folder first"
+        )
     draws = stage.objective.get("draws", 1)
 
     def estimate(ldct_hu: Tensor) -> Tensor:
@@ -241,51 +313,103 @@ def _diffusion(r: Recipe, bind: Callable) -> LossFunction:
     return objective.loss_fn(plan, near, prediction=prediction)
 
 
-def _diffusion_stages(profile: str, *, seed: int, steps: tuple[int, int], batch: int, patch: int,
-                      last: tuple[int, int] | None = None, precision: str = "bf16",
-                      **others: Any) -> tuple[Stage, Stage]:
+def _diffusion_stages(
+    profile: str,
+    *,
+    seed: int,
+    steps: tuple[int, int],
+    batch: int,
+    patch: int,
+    last: tuple[int, int] | None = None,
+    precision: str = "bf16",
+    **others: Any,
+) -> tuple[Stage, Stage]:
     small = profile == "workshop"
-    common: dict[str, Any] = dict(mixed_precision=precision, betas=(0.9, 0.99), clip_norm=1.0, seed=seed,
-                                  batch_size=4 if small else batch, log_every=10 if small else 100,
-                                  checkpoint_every=500)
-    patches = PatchConfig(seed=200 + seed, patch=64 if small else patch, photograph_share=0.25,
-                          **(SMALL_BANKS if small else {}))
+    common: dict[str, Any] = dict(
+        mixed_precision=precision,
+        betas=(0.9, 0.99),
+        clip_norm=1.0,
+        seed=seed,
+        batch_size=4 if small else batch,
+        log_every=10 if small else 100,
+        checkpoint_every=500,
+    )
+    patches = PatchConfig(
+        seed=200 + seed, patch=64 if small else patch, photograph_share=0.25, **(SMALL_BANKS if small else {})
+    )
     stable, decay = (40, 40) if small else steps
     final, at_last = replace(patches, seed=1200 + seed), {}
     if last and not small:  # group norms and attention see at the end what whole slices are like
         at_last, final = dict(batch_size=last[0]), replace(final, patch=last[1])
     return (
-        Stage("stable", TrainConfig(steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4), schedule="constant",
-                                    **common), patches, **others),
+        Stage(
+            "stable",
+            TrainConfig(steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4), schedule="constant", **common),
+            patches,
+            **others,
+        ),
         Stage("decay", TrainConfig(steps=decay, lr=1e-3, **common | at_last), final, **others),
     )
 
 
 def _paper_stage(seed: int, *, lr: float, steps: int, **others: Any) -> Stage:
     patches = PatchConfig(seed=200 + seed, patch=512, size=704, photograph_share=0.0)
-    return Stage("whole", TrainConfig(steps=steps, batch_size=16, accumulation=4, lr=lr, schedule="constant",
-                                      mixed_precision="bf16", seed=seed, log_every=100), patches, **others)
+    return Stage(
+        "whole",
+        TrainConfig(
+            steps=steps,
+            batch_size=16,
+            accumulation=4,
+            lr=lr,
+            schedule="constant",
+            mixed_precision="bf16",
+            seed=seed,
+            log_every=100,
+        ),
+        patches,
+        **others,
+    )
 
 
 def _latent(profile: str, *, autoencoder: str, seed: int, conditioned: bool = True) -> Recipe:
-    notes: dict[str, Any] = dict(target="code of the noise-free truth", keep=0.25,
-                                 condition="simulated: the same image with simulated noise" if conditioned
-                                 else "start: none, the prior alone")
+    notes: dict[str, Any] = dict(
+        target="code of the noise-free truth",
+        keep=0.25,
+        condition="simulated: the same image with simulated noise" if conditioned else "start: none, the prior alone",
+    )
     if profile == "paper":
         # Eq. 7 as printed: eps, the condition by cross-attention alone
-        return Recipe(model="unet", config=PAPER_LATENT_UNET, loss=latent_loss, notes=notes,
-                      schedule=dict(name="cosine", T=1000, prediction="eps"),
-                      stages=(_paper_stage(seed, lr=1e-4, steps=100_000, epochs=PAPER_EPOCHS, needs=(autoencoder,)),))
+        return Recipe(
+            model="unet",
+            config=PAPER_LATENT_UNET,
+            loss=latent_loss,
+            notes=notes,
+            schedule=dict(name="cosine", T=1000, prediction="eps"),
+            stages=(_paper_stage(seed, lr=1e-4, steps=100_000, epochs=PAPER_EPOCHS, needs=(autoencoder,)),),
+        )
     needs: tuple[str, ...] = (autoencoder,)
-    own: dict[str, Any] = dict(model="unet", config=SHIPPED_PRIOR_UNET,
-                               schedule=dict(name="cosine", T=1000, prediction="v"))
+    own: dict[str, Any] = dict(
+        model="unet", config=SHIPPED_PRIOR_UNET, schedule=dict(name="cosine", T=1000, prediction="v")
+    )
     if conditioned:
         needs = (autoencoder, ESTIMATOR)
         own = dict(model="conditioned_unet", config=SHIPPED_LATENT_UNET, schedule=NEAR_THE_ESTIMATE)
     return Recipe(
-        **own, loss=latent_loss, notes=notes,
-        stages=_diffusion_stages(profile, seed=seed, steps=(7_500, 2_000), batch=4, patch=128, last=(2, 256),
-                                 precision="no", objective=dict(draws=4), needs=needs))
+        **own,
+        loss=latent_loss,
+        notes=notes,
+        stages=_diffusion_stages(
+            profile,
+            seed=seed,
+            steps=(7_500, 2_000),
+            batch=4,
+            patch=128,
+            last=(2, 256),
+            precision="no",
+            objective=dict(draws=4),
+            needs=needs,
+        ),
+    )
 
 
 def man(profile: str) -> Recipe:
@@ -307,9 +431,21 @@ def ddpm(profile: str) -> Recipe:
     """A conditional DDPM on pixels (Ho et al. 2020, conditioned as in SR3): what MAN is fast against."""
     notes: dict[str, Any] = dict(target="noise-free truth", keep=0.25)
     if profile == "paper":
-        return Recipe(model="unet", config=PAPER_PIXEL_UNET, loss=pixel_loss, range=DDPM_RANGE, notes=notes,
-                      schedule=dict(name="linear", T=1000, prediction="eps"),
-                      stages=(_paper_stage(5, lr=2e-5, steps=500_000),))
-    return Recipe(model="unet", config=SHIPPED_PIXEL_UNET, loss=pixel_loss, range=DDPM_RANGE, notes=notes,
-                  schedule=NEAR_THE_CONDITION,
-                  stages=_diffusion_stages(profile, seed=5, steps=(2_500, 1_500), batch=8, patch=64))
+        return Recipe(
+            model="unet",
+            config=PAPER_PIXEL_UNET,
+            loss=pixel_loss,
+            range=DDPM_RANGE,
+            notes=notes,
+            schedule=dict(name="linear", T=1000, prediction="eps"),
+            stages=(_paper_stage(5, lr=2e-5, steps=500_000),),
+        )
+    return Recipe(
+        model="unet",
+        config=SHIPPED_PIXEL_UNET,
+        loss=pixel_loss,
+        range=DDPM_RANGE,
+        notes=notes,
+        schedule=NEAR_THE_CONDITION,
+        stages=_diffusion_stages(profile, seed=5, steps=(2_500, 1_500), batch=8, patch=64),
+    )

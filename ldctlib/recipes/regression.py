@@ -49,21 +49,40 @@ def loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) -> LossFunct
 def nafnet(profile: str) -> Recipe:
     """NAFNet (Chen et al. 2022) on pixel-unshuffled slices."""
     small = profile == "workshop"
-    common: dict[str, Any] = dict(batch_size=8 if small else 16, betas=(0.9, 0.95), mixed_precision="bf16",
-                                  clip_norm=0.5, log_every=20 if small else 100, checkpoint_every=500)
-    stable, decay, polish = {"workshop": (60, 60, 20), "train": (5_000, 4_500, 2_000),
-                             "paper": (200_000, 100_000, 20_000)}[profile]
+    common: dict[str, Any] = dict(
+        batch_size=8 if small else 16,
+        betas=(0.9, 0.95),
+        mixed_precision="bf16",
+        clip_norm=0.5,
+        log_every=20 if small else 100,
+        checkpoint_every=500,
+    )
+    stable, decay, polish = {
+        "workshop": (60, 60, 20),
+        "train": (5_000, 4_500, 2_000),
+        "paper": (200_000, 100_000, 20_000),
+    }[profile]
     banks = SMALL_BANKS if small else {}
     return Recipe(
-        model="nafnet", loss=loss, notes=TARGET,
+        model="nafnet",
+        loss=loss,
+        notes=TARGET,
         config=dict(width=64, shuffle=2, encoder=[2, 2], middle=4, decoder=[2, 2], patch=64),
         stages=(
-            Stage("stable", TrainConfig(steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4),
-                                        schedule="constant", seed=1, **common), PatchConfig(seed=11, **banks)),
+            Stage(
+                "stable",
+                TrainConfig(
+                    steps=stable, lr=1e-3, warmup_steps=min(200, stable // 4), schedule="constant", seed=1, **common
+                ),
+                PatchConfig(seed=11, **banks),
+            ),
             Stage("decay", TrainConfig(steps=decay, lr=1e-3, seed=2, **common), PatchConfig(seed=1011, **banks)),
             # low doses of sharp kernels once more: there a quarter of the pixels' variance is at stake
-            Stage("polish", TrainConfig(steps=polish, lr=4e-4, warmup_steps=min(100, polish // 4), seed=3, **common),
-                  PatchConfig(seed=2011, sd_low_hu=15.0, sd_high_hu=140.0, **banks)),
+            Stage(
+                "polish",
+                TrainConfig(steps=polish, lr=4e-4, warmup_steps=min(100, polish // 4), seed=3, **common),
+                PatchConfig(seed=2011, sd_low_hu=15.0, sd_high_hu=140.0, **banks),
+            ),
         ),
     )
 
@@ -71,16 +90,28 @@ def nafnet(profile: str) -> Recipe:
 def redcnn(profile: str) -> Recipe:
     """RED-CNN (Chen et al. 2017), linear output."""
     small = profile == "workshop"
-    common: dict[str, Any] = dict(batch_size=4 if small else 8, lr=3e-4, betas=(0.9, 0.99), mixed_precision="bf16",
-                                  clip_norm=0.5, log_every=5 if small else 50, checkpoint_every=200)
+    common: dict[str, Any] = dict(
+        batch_size=4 if small else 8,
+        lr=3e-4,
+        betas=(0.9, 0.99),
+        mixed_precision="bf16",
+        clip_norm=0.5,
+        log_every=5 if small else 50,
+        checkpoint_every=200,
+    )
     stable, decay = {"workshop": (20, 20), "train": (400, 900), "paper": (93_000, 20_000)}[profile]
     banks = SMALL_BANKS if small else dict(slices=128, photographs=64, noises=96)
     return Recipe(
-        model="redcnn", loss=loss, notes=TARGET,
+        model="redcnn",
+        loss=loss,
+        notes=TARGET,
         config=dict(final_relu=False),
         stages=(
-            Stage("stable", TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1,
-                                        **common), PatchConfig(seed=12, patch=48, **banks)),
+            Stage(
+                "stable",
+                TrainConfig(steps=stable, warmup_steps=min(100, stable // 4), schedule="constant", seed=1, **common),
+                PatchConfig(seed=12, patch=48, **banks),
+            ),
             Stage("decay", TrainConfig(steps=decay, seed=2, **common), PatchConfig(seed=1012, patch=48, **banks)),
         ),
     )

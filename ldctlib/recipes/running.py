@@ -23,10 +23,19 @@ from ldctlib.recipes import man, regression
 from ldctlib.recipes.recipe import SMALL_BANKS, Recipe, Stage
 from ldctlib.training import train
 
-RECIPES: dict[str, Callable[[str], Recipe]] = {f.__name__: f for f in (
-    regression.nafnet, regression.redcnn,
-    man.autoencoder_simple, man.autoencoder_perceptual, man.man, man.man_simple, man.man_start, man.ddpm,
-)}
+RECIPES: dict[str, Callable[[str], Recipe]] = {
+    f.__name__: f
+    for f in (
+        regression.nafnet,
+        regression.redcnn,
+        man.autoencoder_simple,
+        man.autoencoder_perceptual,
+        man.man,
+        man.man_simple,
+        man.man_start,
+        man.ddpm,
+    )
+}
 """In an order in which each finds what it needs."""
 
 
@@ -48,9 +57,20 @@ def new_model(r: Recipe) -> nn.Module:
         return model.start_as_identity() if hasattr(model, "start_as_identity") else model
 
 
-def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", max_seconds: float | None = None,
-        init_from: str | Path | None = None, stage: str | None = None, data: str | Path | None = None,
-        device: str = "auto", workers: int = 0, progress: bool = True, dry_run: bool = False):
+def run(
+    name: str,
+    profile: str = "train",
+    *,
+    out: str | Path = "runs/train",
+    max_seconds: float | None = None,
+    init_from: str | Path | None = None,
+    stage: str | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    progress: bool = True,
+    dry_run: bool = False,
+):
     """Train a checkpoint, stage after stage; yields the training logs, tagged with the stage's name.
 
     States and each stage's result lie in ``out`` and are resumed; the last is ``out/NAME.safetensors``. ``init_from``
@@ -84,8 +104,9 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
         if stage not in (None, s.name):
             continue
         if i > 0 and first is None:
-            raise ParameterError(f"stage {s.name!r} needs weights to start from: give init_from, or train "
-                                 f"{names[i - 1]!r} first")
+            raise ParameterError(
+                f"stage {s.name!r} needs weights to start from: give init_from, or train {names[i - 1]!r} first"
+            )
         left = None if max_seconds is None else max_seconds - (perf_counter() - start)
         if left is not None and left <= 0:
             return
@@ -97,8 +118,16 @@ def run(name: str, profile: str = "train", *, out: str | Path = "runs/train", ma
                 _same_as_before(first, uses)
         log, samples = None, dataset(s.patches)
         state = None if dry_run else out / f"{name}-{s.name}.state"
-        for log in train(model, r.loss(r, s, needed), samples, replace(s.train, device=device, num_workers=workers),
-                         state_path=state, init_from=first, max_seconds=left, progress=progress):
+        for log in train(
+            model,
+            r.loss(r, s, needed),
+            samples,
+            replace(s.train, device=device, num_workers=workers),
+            state_path=state,
+            init_from=first,
+            max_seconds=left,
+            progress=progress,
+        ):
             yield s.name, log
         if first_process():
             measured = r.measure(log.ema_model(), r, samples) if r.measure else {}
@@ -113,8 +142,10 @@ def _same_as_before(stage: Path, uses: dict[str, str]) -> None:
     """Whether the stage before this one used the same networks."""
     before = checkpoints.load(stage).trained_on.get("uses", {})
     if other := [name for name in uses if before.get(name, uses[name]) != uses[name]]:
-        raise CheckpointError(f"{stage}: was trained with another {', '.join(other)} than there is now: put that one "
-                              f"back, or remove the file and its states to train this one from the start")
+        raise CheckpointError(
+            f"{stage}: was trained with another {', '.join(other)} than there is now: put that one "
+            f"back, or remove the file and its states to train this one from the start"
+        )
 
 
 def _find(folders: tuple[Path, ...], name: str) -> Path:
@@ -137,8 +168,11 @@ def _dry(s: Stage) -> Stage:
     batch: dict[str, Any] = dict(batch_size=few * processes, accumulation=few)
     if s.train.batch_size % (s.train.accumulation * processes):
         batch = {}  # the training itself would refuse: so must this
-    return replace(s, train=replace(s.train, steps=2, warmup_steps=0, log_every=1, **batch),
-                   patches=replace(s.patches, patch=64, **banks))
+    return replace(
+        s,
+        train=replace(s.train, steps=2, warmup_steps=0, log_every=1, **batch),
+        patches=replace(s.patches, patch=64, **banks),
+    )
 
 
 def _narrow(config: dict[str, Any]) -> dict[str, Any]:
@@ -166,24 +200,42 @@ def _source(folder: str | Path | None) -> tuple[Callable[[PatchConfig], Dataset]
     slices = sum(case.n_slices for case in pairs or chosen)
     if len(pairs):
         # the target has its own noise: nothing is to be given back
-        return (lambda patches: PairedPatches(pairs, patches)), notes | dict(
-            target="full dose", keep=0.0, condition="paired: the low-dose scan"), slices
-    return (lambda patches: NoisePatches(patches, draw_slices=scan_slices(chosen))), notes | dict(
-        target="full-dose scan as if noise-free, simulated noise added", keep=0.0), slices
+        return (
+            (lambda patches: PairedPatches(pairs, patches)),
+            notes | dict(target="full dose", keep=0.0, condition="paired: the low-dose scan"),
+            slices,
+        )
+    return (
+        (lambda patches: NoisePatches(patches, draw_slices=scan_slices(chosen))),
+        notes | dict(target="full-dose scan as if noise-free, simulated noise added", keep=0.0),
+        slices,
+    )
 
 
 def save(path: str | Path, weights, r: Recipe, profile: str, stage: int = -1, steps: int | None = None) -> Path:
     """Write a recipe's weights with their provenance: ``steps`` of its ``stage``-th stage done, those before whole."""
     stage %= len(r.stages)
-    seen = [s.patches for s in r.stages[:stage + 1]]  # all stages' noise, the last one's everything else
+    seen = [s.patches for s in r.stages[: stage + 1]]  # all stages' noise, the last one's everything else
     noise = dict(sd_low_hu=min(p.sd_low_hu for p in seen), sd_high_hu=max(p.sd_high_hu for p in seen))
     patches = asdict(seen[-1]) | noise
     done = [s.train.steps for s in r.stages[:stage]] + [r.stages[stage].train.steps if steps is None else steps]
     return checkpoints.save(
-        path, weights, model=r.model, config=r.config, units=r.range, schedule=r.schedule,
-        trained_on=dict(collection="phantom and scikit-image's photographs, simulated noise",
-                        cases="random patients and photographs, drawn anew while training",
-                        seed=r.stages[0].train.seed, steps=sum(done),
-                        stages={s.name: n for s, n in zip(r.stages, done, strict=False)}, profile=profile,
-                        code_revision=checkpoints.code_revision(), patches=patches) | r.notes,
-        quality={})
+        path,
+        weights,
+        model=r.model,
+        config=r.config,
+        units=r.range,
+        schedule=r.schedule,
+        trained_on=dict(
+            collection="phantom and scikit-image's photographs, simulated noise",
+            cases="random patients and photographs, drawn anew while training",
+            seed=r.stages[0].train.seed,
+            steps=sum(done),
+            stages={s.name: n for s, n in zip(r.stages, done, strict=False)},
+            profile=profile,
+            code_revision=checkpoints.code_revision(),
+            patches=patches,
+        )
+        | r.notes,
+        quality={},
+    )

@@ -15,9 +15,7 @@ STORED = np.array([[-2000, 0], [1064, -976]], dtype=np.int16)
 def _masks_before_rescale(to_hu: Any) -> bool:
     hu = np.asarray(to_hu(STORED.copy(), 1.0, -1024.0, -2000), dtype=np.float64)
     half = np.asarray(to_hu(STORED.copy(), 0.5, -24.0, -2000), dtype=np.float64)
-    return np.array_equal(hu, [[-1000, -1024], [40, -2000]]) and np.array_equal(
-        half, [[-1000, -24], [508, -512]]
-    )
+    return np.array_equal(hu, [[-1000, -1024], [40, -2000]]) and np.array_equal(half, [[-1000, -24], [508, -512]])
 
 
 def _to_hu(stored, slope, intercept, padding):
@@ -49,10 +47,7 @@ EXERCISES = [
                 "20 HU is what the noise-free anatomy would be charged. One can do better: the salted "
                 "scan still tells something of your scan's own noise.",
             ),
-            (
-                _close(34.64),
-                "34.6 HU is the noise that is added, √3 · 20. The question is what is left at best.",
-            ),
+            (_close(34.64), "34.6 HU is the noise that is added, √3 · 20. The question is what is left at best."),
             (_close(10.0), "10 HU would be half of your scan's own noise; variances add, not deviations."),
         ),
     ),

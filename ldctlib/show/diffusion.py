@@ -54,8 +54,14 @@ def strips(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, window: 
             raise ShapeError(f"row '{name}': images of one row need one shape, got {[i.shape for i in images]}")
     side = (figures.WIDTH - 0.8) / len(titles)
     aspects = [images[0].shape[0] / images[0].shape[1] for images in planes.values()]
-    figure, axes = plt.subplots(len(planes), len(titles), figsize=(figures.WIDTH, side * sum(aspects) + 0.4),
-                                squeeze=False, layout="constrained", gridspec_kw={"height_ratios": aspects})
+    figure, axes = plt.subplots(
+        len(planes),
+        len(titles),
+        figsize=(figures.WIDTH, side * sum(aspects) + 0.4),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"height_ratios": aspects},
+    )
     plt.close(figure)
     picture = None
     for line, (name, images) in zip(axes, planes.items(), strict=True):
@@ -70,9 +76,14 @@ def strips(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, window: 
     return figure
 
 
-def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, xlabel: str,
-           levels: Mapping[str, Mapping[str, float]] | None = None, log_x: bool = False,
-           falling: bool = False) -> Figure:
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    xlabel: str,
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+    log_x: bool = False,
+    falling: bool = False,
+) -> Figure:
     """Line plots side by side: panel (its y label) → line name → (x, y).
 
     levels : panel → name → a constant to compare with, dashed
@@ -107,8 +118,13 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     return figure
 
 
-def disagreement(lines: Mapping[str, Mapping[str, Any]], *, window: Window = SOFT_TISSUE, top_hu: float = 30.0,
-                 circles: Sequence[tuple[float, float, float]] = ()) -> Figure:
+def disagreement(
+    lines: Mapping[str, Mapping[str, Any]],
+    *,
+    window: Window = SOFT_TISSUE,
+    top_hu: float = 30.0,
+    circles: Sequence[tuple[float, float, float]] = (),
+) -> Figure:
     """Rows of images under the same titles; the last column's are standard deviations, 0 … ``top_hu`` HU, in colour.
 
     circles : (row, column, radius) in pixels, drawn at twice the radius in all columns but the first.
@@ -121,8 +137,9 @@ def disagreement(lines: Mapping[str, Mapping[str, Any]], *, window: Window = SOF
         raise ShapeError(f"every row needs the same titles, two at least, got {titles}")
     columns = len(titles[0])
     side = (figures.WIDTH - 0.3) / columns
-    figure, axes = plt.subplots(len(lines), columns, figsize=(figures.WIDTH, side * len(lines) + 1.2),
-                                squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(lines), columns, figsize=(figures.WIDTH, side * len(lines) + 1.2), squeeze=False, layout="constrained"
+    )
     plt.close(figure)
     for row, (name, line) in zip(axes, lines.items(), strict=True):
         for column, (axis, image) in enumerate(zip(row, line.values(), strict=True)):
@@ -139,8 +156,16 @@ def disagreement(lines: Mapping[str, Mapping[str, Any]], *, window: Window = SOF
         axis.set_title(title, fontsize=9)
     # below, so that all images keep one size
     for part, label, shrink in ((axes[:, :-1], "HU", 0.4), (axes[:, -1:], "std (HU)", 1.0)):
-        figure.colorbar(part[0, 0].images[0], ax=list(part.flat), label=label, location="bottom", shrink=shrink,
-                        fraction=0.06, pad=0.02, aspect=30 if shrink < 1 else 12)
+        figure.colorbar(
+            part[0, 0].images[0],
+            ax=list(part.flat),
+            label=label,
+            location="bottom",
+            shrink=shrink,
+            fraction=0.06,
+            pad=0.02,
+            aspect=30 if shrink < 1 else 12,
+        )
     return figure
 
 
@@ -172,8 +197,13 @@ def scrubber(walk: Sequence[Look], *, window: Window = SOFT_TISSUE) -> Panel:
 
     def figure():
         chosen = sorted({round(i) for i in np.linspace(0, len(walk) - 1, min(STATIC_STEPS, len(walk)))})
-        return strips({"decoded $z_t$": [walk[i].x_t_hu for i in chosen],
-                       r"decoded $\hat z_0$": [walk[i].x0_hat_hu for i in chosen]},
-                      [f"step {i + 1}, t = {walk[i].t}" for i in chosen], window=window)
+        return strips(
+            {
+                "decoded $z_t$": [walk[i].x_t_hu for i in chosen],
+                r"decoded $\hat z_0$": [walk[i].x0_hat_hu for i in chosen],
+            },
+            [f"step {i + 1}, t = {walk[i].t}" for i in chosen],
+            window=window,
+        )
 
     return panel(controls, lambda step: render_step(walk, step, window), figure)

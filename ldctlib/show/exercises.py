@@ -47,9 +47,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         colour = {"right": "#009E73", "not yet": "#D55E00"}.get(self.state, "#0072B2")
         style = f"border-left: 4px solid {colour}; padding: .3em .8em"
-        return (
-            f'<div style="{style}"><b style="color: {colour}">{self.state}</b>: {escape(self.message)}</div>'
-        )
+        return f'<div style="{style}"><b style="color: {colour}">{self.state}</b>: {escape(self.message)}</div>'
 
 
 def check(name: str, answer: Any) -> Verdict:
@@ -75,17 +73,13 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
         return Verdict("not yet", f"this answer could not be tried ({reason}). {exercise.hint}")
     if accepted:
         return Verdict("right", exercise.because)
-    return Verdict(
-        "not yet", next((text for fits, text in exercise.hints if _holds(fits, answer)), exercise.hint)
-    )
+    return Verdict("not yet", next((text for fits, text in exercise.hints if _holds(fits, answer)), exercise.hint))
 
 
 def exercises_of(notebook: str) -> dict[str, Exercise]:
     """The exercises of notebook ``"NN"``, by name. Raises ParameterError if it has none."""
     if notebook not in notebooks():
-        raise ParameterError(
-            f"no exercises for '{notebook}'; there are some for {', '.join(notebooks()) or 'none'}"
-        )
+        raise ParameterError(f"no exercises for '{notebook}'; there are some for {', '.join(notebooks()) or 'none'}")
     module = importlib.import_module(f"ldctlib.show.answers_{notebook}")
     return {exercise.name: exercise for exercise in module.EXERCISES}
 

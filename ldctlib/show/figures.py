@@ -162,9 +162,7 @@ def rows(
     return figure
 
 
-def contact_sheet(
-    images_hu: Any, *, window: Window, columns: int = 6, titles: Sequence[str] | None = None
-) -> Figure:
+def contact_sheet(images_hu: Any, *, window: Window, columns: int = 6, titles: Sequence[str] | None = None) -> Figure:
     """Many images (N, 1, H, W) or a sequence of (H, W), small, in one window."""
     planes = [plane(image) for image in images_hu]
     if not planes:
@@ -184,9 +182,7 @@ def contact_sheet(
     return figure
 
 
-def nps_plot(
-    curves: Mapping[str, tuple[Any, Any]], *, reference: str | None = None, normalise: bool = False
-) -> Figure:
+def nps_plot(curves: Mapping[str, tuple[Any, Any]], *, reference: str | None = None, normalise: bool = False) -> Figure:
     """Radial noise power spectra: name → (frequency in 1/mm, NPS in HU² mm²).
 
     ``normalise`` divides each by its peak, to compare shapes; the reference is drawn dashed and black.
@@ -230,33 +226,28 @@ class Table:
     skip     names (first column) that are shown and do not compete, such as the reference itself
     """
 
-    def __init__(self, rows: Any, *, better: Mapping[str, str] | None = None,
-                 digits: Mapping[str, int] | None = None, skip: Sequence[str] = ()):  # fmt: skip
+    def __init__(
+        self,
+        rows: Any,
+        *,
+        better: Mapping[str, str] | None = None,
+        digits: Mapping[str, int] | None = None,
+        skip: Sequence[str] = (),
+    ):
         if hasattr(rows, "to_dict"):
             rows = rows.to_dict("records")
-        self.rows, self.better, self.digits, self.skip = (
-            list(rows),
-            dict(better or {}),
-            dict(digits or {}),
-            skip,
-        )
+        self.rows, self.better, self.digits, self.skip = (list(rows), dict(better or {}), dict(digits or {}), skip)
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
         for name, end in self.better.items():
             if end not in ("high", "low") or name not in self.columns:
-                raise ParameterError(
-                    f"better[{name!r}]={end!r}: say 'high' or 'low' for one of {self.columns}"
-                )
+                raise ParameterError(f"better[{name!r}]={end!r}: say 'high' or 'low' for one of {self.columns}")
 
     def best(self, column: str) -> set[int]:
         """Indices of the rows that are best in a column, ties included as displayed."""
         if column not in self.better:
             return set()
         competing = [(i, row) for i, row in enumerate(self.rows) if row[self.columns[0]] not in self.skip]
-        values = {
-            i: round(row[column], self.digits.get(column, 2))
-            for i, row in competing
-            if _finite(row.get(column))
-        }
+        values = {i: round(row[column], self.digits.get(column, 2)) for i, row in competing if _finite(row.get(column))}
         best = (max if self.better[column] == "high" else min)(values.values(), default=None)
         return {index for index, value in values.items() if value == best}
 

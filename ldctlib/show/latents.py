@@ -55,8 +55,15 @@ def mosaic(z: Any, *, columns: int | None = None) -> np.ndarray:
     return sheet.reshape(lines, columns, h, w).transpose(0, 2, 1, 3).reshape(lines * h, columns * w)
 
 
-def bottleneck(image_hu: Any, z: Any, decoded_hu: Any, *, window: Window = SOFT_TISSUE,
-               difference: Window = DIFFERENCE, names: tuple[str, str] = ("x", "D(E(x))")) -> Figure:  # fmt: skip
+def bottleneck(
+    image_hu: Any,
+    z: Any,
+    decoded_hu: Any,
+    *,
+    window: Window = SOFT_TISSUE,
+    difference: Window = DIFFERENCE,
+    names: tuple[str, str] = ("x", "D(E(x))"),
+) -> Figure:
     """An image, its latent at the same size of a number on paper, what is decoded from it, and the difference in HU.
 
     Each channel of the latent has its own grey levels, from its 1st to its 99th percentile.
@@ -77,8 +84,12 @@ def bottleneck(image_hu: Any, z: Any, decoded_hu: Any, *, window: Window = SOFT_
     axes[2].imshow(decoded, cmap="gray", vmin=window.low, vmax=window.high)
     error = axes[3].imshow(decoded - image, cmap="RdBu_r", vmin=difference.low, vmax=difference.high)
     c, h, w = latent.shape
-    titles = (f"{names[0]}: {image.size:,} numbers", f"latent: {c} × {h} × {w} = {latent.size:,}", names[1],
-              f"{names[1]} − {names[0]}")  # fmt: skip
+    titles = (
+        f"{names[0]}: {image.size:,} numbers",
+        f"latent: {c} × {h} × {w} = {latent.size:,}",
+        names[1],
+        f"{names[1]} − {names[0]}",
+    )
     for axis, title in zip(axes, titles, strict=True):
         axis.set(xticks=[], yticks=[], title=title)
         axis.spines[:].set_visible(False)
@@ -107,7 +118,7 @@ def responses(decode: Decode, z: Tensor, *, amount: Any, size: int = 24) -> np.n
     if min(up.shape[-2:]) < size:
         raise ShapeError(f"the decoded image of {tuple(up.shape[-2:])} pixels is smaller than size={size}")
     top, left = (n // 2 * factor + factor // 2 - size // 2 for n in (h, w))
-    return ((up - down) / 2)[:, 0, top:top + size, left:left + size].cpu().numpy()
+    return ((up - down) / 2)[:, 0, top : top + size, left : left + size].cpu().numpy()
 
 
 def atom_sheet(sets: Mapping[str, Any], *, titles: Sequence[str] | None = None) -> Figure:
@@ -119,8 +130,14 @@ def atom_sheet(sets: Mapping[str, Any], *, titles: Sequence[str] | None = None) 
     if len(counts) != 1:
         raise ShapeError(f"every row needs as many channels, got {sorted(counts)}")
     (count,) = counts
-    figure, axes = plt.subplots(len(arrays), count, squeeze=False, dpi=DPI, layout="constrained",
-                                figsize=(WIDTH, len(arrays) * WIDTH / count + 0.5))  # fmt: skip
+    figure, axes = plt.subplots(
+        len(arrays),
+        count,
+        squeeze=False,
+        dpi=DPI,
+        layout="constrained",
+        figsize=(WIDTH, len(arrays) * WIDTH / count + 0.5),
+    )
     plt.close(figure)
     for row, (name, images) in enumerate(arrays.items()):
         line = axes[row]
@@ -144,20 +161,30 @@ def moved(start: Tensor, end: Tensor, *, blend: float, channel: int, shift: floa
     start, end : (1, c, h, w). blend : 0 start, 1 end. shift : in units of ``unit[channel]``, a channel's std.
     """
     if start.shape != end.shape or start.ndim != 4:
-        raise ShapeError(f"a walk needs two latents (1, c, h, w) of one shape, got {tuple(start.shape)} and "
-                         f"{tuple(end.shape)}")
+        raise ShapeError(
+            f"a walk needs two latents (1, c, h, w) of one shape, got {tuple(start.shape)} and {tuple(end.shape)}"
+        )
     c, h, w = start.shape[1:]
     if not 0 <= channel < c:
         raise ParameterError(f"channel {channel}: this latent has channels 0 to {c - 1}")
     z = torch.lerp(start, end, float(blend))
     top, left = (int(n * (1 - CENTRE) / 2) for n in (h, w))
-    z[:, channel, top:h - top, left:w - left] += shift * float(unit[channel])
+    z[:, channel, top : h - top, left : w - left] += shift * float(unit[channel])
     return z
 
 
 @torch.no_grad()
-def render_walk(decode: Decode, start: Tensor, end: Tensor, *, blend: float, channel: int, shift: float, unit: Any,
-                window: Window = SOFT_TISSUE) -> np.ndarray:  # fmt: skip
+def render_walk(
+    decode: Decode,
+    start: Tensor,
+    end: Tensor,
+    *,
+    blend: float,
+    channel: int,
+    shift: float,
+    unit: Any,
+    window: Window = SOFT_TISSUE,
+) -> np.ndarray:
     """What is decoded at a point of the walk, beside what the shift changed (grey at 0 HU): uint8 (H, 2W)."""
     here = moved(start, end, blend=blend, channel=channel, shift=0.0, unit=unit)
     there = moved(start, end, blend=blend, channel=channel, shift=shift, unit=unit)
@@ -175,23 +202,35 @@ def latent_walk(decode: Decode, start: Tensor, end: Tensor, *, window: Window = 
     unit = start.std((0, 2, 3)).tolist()
     wide = {"description_width": "initial"}
     controls = {
-        "blend": w.FloatSlider(0.0, min=0.0, max=1.0, step=0.05, description="first code | second code", style=wide,
-                               continuous_update=False),
+        "blend": w.FloatSlider(
+            0.0,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            description="first code | second code",
+            style=wide,
+            continuous_update=False,
+        ),
         "channel": w.IntSlider(0, min=0, max=len(unit) - 1, description="channel", continuous_update=False),
-        "shift": w.FloatSlider(0.0, min=-3.0, max=3.0, step=0.25, description="shift (std)",
-                               continuous_update=False),
-    }  # fmt: skip
+        "shift": w.FloatSlider(0.0, min=-3.0, max=3.0, step=0.25, description="shift (std)", continuous_update=False),
+    }
 
     def render(blend: float, channel: int, shift: float) -> np.ndarray:
         return render_walk(decode, start, end, blend=blend, channel=channel, shift=shift, unit=unit, window=window)
 
     @torch.no_grad()
     def figure() -> Figure:
-        stations = {"first code": (0.0, 0, 0.0), "channel 0, +0.3 std": (0.0, 0, 0.3),
-                    "channel 2, +1 std": (0.0, 2, 1.0), "halfway": (0.5, 0, 0.0),
-                    "second code": (1.0, 0, 0.0)}  # fmt: skip
-        points = [moved(start, end, blend=b, channel=min(c, len(unit) - 1), shift=s, unit=unit)
-                  for b, c, s in stations.values()]  # fmt: skip
+        stations = {
+            "first code": (0.0, 0, 0.0),
+            "channel 0, +0.3 std": (0.0, 0, 0.3),
+            "channel 2, +1 std": (0.0, 2, 1.0),
+            "halfway": (0.5, 0, 0.0),
+            "second code": (1.0, 0, 0.0),
+        }
+        points = [
+            moved(start, end, blend=b, channel=min(c, len(unit) - 1), shift=s, unit=unit)
+            for b, c, s in stations.values()
+        ]
         return rows(dict(zip(stations, decode(torch.cat(points)), strict=True)), window=window)
 
     return panel(controls, render, figure)

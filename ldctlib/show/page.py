@@ -77,8 +77,7 @@ def _section(record: Mapping[str, Any]) -> str:
     if metrics:
         links.append(f'<a href="{name}/metrics.json">metrics{f" ({more} more)" if more > 0 else ""}</a>')
     figures = "".join(
-        f'<a href="{escape(path)}">'
-        f'<img loading="lazy" src="{escape(path)}" alt="figure {index} of {name}"></a>'
+        f'<a href="{escape(path)}"><img loading="lazy" src="{escape(path)}" alt="figure {index} of {name}"></a>'
         for index, path in enumerate(record["figures"], start=1)
     )
     error = f"<pre>{escape(record['error'])}</pre>" if record["error"] else ""

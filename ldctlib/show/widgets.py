@@ -97,16 +97,18 @@ def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
     return panel(controls, render, figure)
 
 
-def wipe(before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE,
-         names: tuple[str, str] = ("before", "after")) -> Panel:  # fmt: skip
+def wipe(
+    before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE, names: tuple[str, str] = ("before", "after")
+) -> Panel:
     """Drag a line across two images of the same slice, in HU."""
     import ipywidgets as w
 
     label = f"{names[0]} | {names[1]}"
     controls = {
-        "fraction": w.FloatSlider(0.5, min=0.0, max=1.0, step=0.01, description=label, readout=False,
-                                  style={"description_width": "initial"})
-    }  # fmt: skip
+        "fraction": w.FloatSlider(
+            0.5, min=0.0, max=1.0, step=0.01, description=label, readout=False, style={"description_width": "initial"}
+        )
+    }
     images = {names[0]: before_hu, names[1]: after_hu}
     return panel(
         controls,

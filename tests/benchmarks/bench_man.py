@@ -103,10 +103,16 @@ def measure(name: str, a: argparse.Namespace) -> dict:
             model = Conditional(path, device)
             found["unet"] = sum(p.numel() for p in model.unet.parameters())
             found["loaded_mib"] = peak_mib(a.device)
-            step, cpu = between_steps(model.steps(ldct.to(device), sampler="ddpm", steps=STEPS, generator=generator),
-                                      a.ddpm_steps, a.device)
-            return found | {"seconds": STEPS * step, "cpu": STEPS * cpu, "step": step, "evaluations": STEPS,
-                            "peak_mib": peak_mib(a.device)}
+            step, cpu = between_steps(
+                model.steps(ldct.to(device), sampler="ddpm", steps=STEPS, generator=generator), a.ddpm_steps, a.device
+            )
+            return found | {
+                "seconds": STEPS * step,
+                "cpu": STEPS * cpu,
+                "step": step,
+                "evaluations": STEPS,
+                "peak_mib": peak_mib(a.device),
+            }
         denoise = methods.load(name, device=device)
         found["loaded_mib"] = peak_mib(a.device)
         found["seconds"], found["cpu"] = seconds(lambda: denoise(ldct, generator=generator), a.device, a.repeats)
@@ -140,8 +146,9 @@ def pace(a: argparse.Namespace) -> dict:
     batch_size, patch = (2, 32) if a.quick else (stage.train.batch_size, stage.patches.patch)
     per_block, blocks = (2, 3) if a.quick else (3, 8)
     generator = torch.Generator().manual_seed(0)
-    images = {key: 100 * torch.randn(batch_size, 1, patch, patch, generator=generator) for key in
-              ("clean_hu", "ldct_hu")}
+    images = {
+        key: 100 * torch.randn(batch_size, 1, patch, patch, generator=generator) for key in ("clean_hu", "ldct_hu")
+    }
     samples = [{key: image[n] for key, image in images.items()} for n in range(batch_size)]
 
     class Cached(Dataset):
@@ -169,8 +176,15 @@ def pace(a: argparse.Namespace) -> dict:
         synchronise(device)
         return clock() - start
 
-    config = TrainConfig(steps=per_block * blocks, batch_size=batch_size, lr=1e-4, mixed_precision="bf16",
-                         schedule="constant", log_every=per_block, device="cuda" if accelerated else device)
+    config = TrainConfig(
+        steps=per_block * blocks,
+        batch_size=batch_size,
+        lr=1e-4,
+        mixed_precision="bf16",
+        schedule="constant",
+        log_every=per_block,
+        device="cuda" if accelerated else device,
+    )
     bare_times, loop_times = [bare_block()], []
     start = clock()
     for _ in train(recipes.new_model(r), loss, Cached(), config, progress=False):
@@ -179,8 +193,12 @@ def pace(a: argparse.Namespace) -> dict:
         bare_times.append(bare_block())
         start = clock()
     share = min(bare_times) / min(loop_times)
-    return {"share": share, "bare": min(bare_times) / per_block, "loop": min(loop_times) / per_block,
-            "batch": f"{batch_size} x {patch}²"}
+    return {
+        "share": share,
+        "bare": min(bare_times) / per_block,
+        "loop": min(loop_times) / per_block,
+        "batch": f"{batch_size} x {patch}²",
+    }
 
 
 def gather(folder: Path) -> list[str]:
@@ -207,9 +225,24 @@ def gather(folder: Path) -> list[str]:
 
 
 def in_own_process(task: str, a: argparse.Namespace, folder: Path) -> dict:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_man", "--task", task, "--size", str(a.size),
-               "--threads", str(a.threads), "--device", a.device, "--repeats", str(a.repeats),
-               "--ddpm-steps", str(a.ddpm_steps), *(["--quick"] if a.quick else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.bench_man",
+        "--task",
+        task,
+        "--size",
+        str(a.size),
+        "--threads",
+        str(a.threads),
+        "--device",
+        a.device,
+        "--repeats",
+        str(a.repeats),
+        "--ddpm-steps",
+        str(a.ddpm_steps),
+        *(["--quick"] if a.quick else []),
+    ]
     environment = os.environ | {"LDCT_CHECKPOINTS": str(folder), "OMP_NUM_THREADS": str(a.threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -219,33 +252,49 @@ def in_own_process(task: str, a: argparse.Namespace, folder: Path) -> dict:
 
 def report(found: dict[str, dict], training: dict, made: list[str], a: argparse.Namespace) -> str:
     man, ddpm = found["man"], found[DDPM]
-    lines = [f"torch {man['torch']}, {a.device}, {man['threads']} threads, one slice of {a.size}², "
-             "synchronised, autoencoder and transfers included"]
+    lines = [
+        f"torch {man['torch']}, {a.device}, {man['threads']} threads, one slice of {a.size}², "
+        "synchronised, autoencoder and transfers included"
+    ]
     if made:
         lines.append(f"random weights, for want of a checkpoint: {', '.join(made)}")
-    lines.append(f"U-Nets of one class: latent {man['unet']:,} parameters, pixel {ddpm['unet']:,}; "
-                 f"autoencoder {man['autoencoder']:,}, network of the first estimate {man['estimator']:,}")
-    lines += ["",
-              "| method | evaluations | s a slice | CPU s | peak MiB | of it loaded | DDPM takes | in CPU s | target |",
-              "|---|---|---|---|---|---|---|---|---|"]
+    lines.append(
+        f"U-Nets of one class: latent {man['unet']:,} parameters, pixel {ddpm['unet']:,}; "
+        f"autoencoder {man['autoencoder']:,}, network of the first estimate {man['estimator']:,}"
+    )
+    lines += [
+        "",
+        "| method | evaluations | s a slice | CPU s | peak MiB | of it loaded | DDPM takes | in CPU s | target |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for name, f in found.items():
         ratio, target = ddpm["seconds"] / f["seconds"], TARGETS.get(name)
         verdict = "" if target is None else f"{target:g}x: {'met' if ratio >= target else 'MISSED'}"
-        lines.append(f"| {name} | {f['evaluations']} | {f['seconds']:.3f} | {f['cpu']:.3f} | {f['peak_mib']:.0f} | "
-                     f"{f['loaded_mib']:.0f} | {ratio:.1f}x | {ddpm['cpu'] / f['cpu']:.1f}x | {verdict} |")
-    lines += ["", f"{DDPM}: extrapolated from {a.ddpm_steps} steps of {ddpm['step']:.3f} s; "
-              f"a step on pixels costs {ddpm['step'] / man['step']:.1f} on latents"]
+        lines.append(
+            f"| {name} | {f['evaluations']} | {f['seconds']:.3f} | {f['cpu']:.3f} | {f['peak_mib']:.0f} | "
+            f"{f['loaded_mib']:.0f} | {ratio:.1f}x | {ddpm['cpu'] / f['cpu']:.1f}x | {verdict} |"
+        )
+    lines += [
+        "",
+        f"{DDPM}: extrapolated from {a.ddpm_steps} steps of {ddpm['step']:.3f} s; "
+        f"a step on pixels costs {ddpm['step'] / man['step']:.1f} on latents",
+    ]
     for name in ("man", "man_fast"):
         f = found[name]
-        parts = {"first estimate": f["estimate"], "two codes": f["encode"],
-                 f"{f['evaluations']} U-Net steps": f["evaluations"] * f["step"],
-                 "decode": f["decode"]}
+        parts = {
+            "first estimate": f["estimate"],
+            "two codes": f["encode"],
+            f"{f['evaluations']} U-Net steps": f["evaluations"] * f["step"],
+            "decode": f["decode"],
+        }
         total = sum(parts.values())
         lines.append(f"{name}: " + ", ".join(f"{k} {v:.3f} s ({100 * v / total:.0f} %)" for k, v in parts.items()))
     verdict = "met" if training["share"] >= PACE else "MISSED"
-    lines.append(f"training on cached data ({training['batch']}, bf16): {training['loop']:.3f} s a step, bare loop "
-                 f"{training['bare']:.3f} s: {100 * training['share']:.0f} % of its pace (target {100 * PACE:.0f} %: "
-                 f"{verdict})")
+    lines.append(
+        f"training on cached data ({training['batch']}, bf16): {training['loop']:.3f} s a step, bare loop "
+        f"{training['bare']:.3f} s: {100 * training['share']:.0f} % of its pace (target {100 * PACE:.0f} %: "
+        f"{verdict})"
+    )
     return "\n".join(lines)
 
 

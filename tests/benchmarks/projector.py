@@ -36,8 +36,10 @@ def _row(name: str, geometry: Geometry) -> tuple[float, float]:
     x = image.clone().requires_grad_()
     total = best(lambda: torch.autograd.grad(p.A(x).sum(), x), 9)
     error = float((p.A(image) - truth).norm() / truth.norm())
-    print(f"{name:28s}{forward:10.1f}{fbp:10.1f}{total - forward:10.1f}{error:9.3%}{build:9.1f}"
-          f"{p._gridder.nbytes / 1e6:6.0f}")
+    print(
+        f"{name:28s}{forward:10.1f}{fbp:10.1f}{total - forward:10.1f}{error:9.3%}{build:9.1f}"
+        f"{p._gridder.nbytes / 1e6:6.0f}"
+    )
     image_hu, result = image * 1000 / MU_WATER_PER_MM, p.fbp(truth) * 1000 / MU_WATER_PER_MM
     body = image_hu > 0
     print(f"{'  FBP body RMSE, with edges':28s}{float((result - image_hu)[body].square().mean().sqrt()):10.1f} HU")
