@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ldctlib.ct.dose import Scanner, calibrate, measure
 from ldctlib.ct.geometry import ParallelGeometry
-from ldctlib.ct.phantom import Patient
 from ldctlib.ct.projector import projector
 from ldctlib.errors import ParameterError, ScanError, ShapeError
-from ldctlib.metrics.image import check_images
+from ldctlib.image import check_images
+from ldctlib.phantom.patient import Patient
 from ldctlib.units import hu_to_mu, mu_to_hu
 
 REFERENCE_KINDS = ("truth", "full dose")

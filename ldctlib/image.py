@@ -23,7 +23,7 @@ def check_images(*images: Tensor) -> None:
         if image.shape != images[0].shape:
             raise ShapeError(f"images must have one shape, got {tuple(images[0].shape)} and {tuple(image.shape)}")
         if not torch.isfinite(image).all():
-            raise ParameterError(f"image {position} has values that are not finite: replace them (air is -1000 HU) first")
+            raise ParameterError(f"image {position} has values that are not finite: replace them first (air is -1000)")
 
 
 def check_mask(mask: Tensor, image: Tensor) -> Tensor:

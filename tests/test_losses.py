@@ -248,7 +248,7 @@ def test_autoencoder_loss_refuses():
 
 SHIM_SCRIPT = """
 import sys, torch
-from ldctlib import torchvision_shim as shim
+from ldctlib import compat as shim
 mode = sys.argv[1]
 if mode == "loads":
     shim._extension_loads = lambda folder: True

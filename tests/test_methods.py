@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ldctlib import checkpoints, methods
-from ldctlib.ct.nps import gaussian_blur
 from ldctlib.errors import CheckpointError, LdctError, ParameterError, ShapeError
+from ldctlib.image import gaussian_blur
 from ldctlib.methods import regression
 from ldctlib.recipes import RECIPES, new_model, recipe, save
 
@@ -152,7 +152,7 @@ def test_shipped_checkpoints_of_man_are_small():
 def test_networks_on_real_pairs(real_data, name, every):
     """On every slice above the low-dose image, body mean kept within 1 HU; on the mean above any one blur in SSIM."""
     from ldctlib.benchmark import real_pairs
-    from ldctlib.ct.nps import gaussian_blur
+    from ldctlib.image import gaussian_blur
     from ldctlib.metrics import body_mask, psnr, ssim_uniform7
     from ldctlib.units import SOFT_TISSUE
 

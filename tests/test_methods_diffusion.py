@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from ldctlib import checkpoints, methods
-from ldctlib.ct.nps import gaussian_blur
 from ldctlib.diffusion import samplers
-from ldctlib.diffusion.objective import noise_predictor, q_sample
+from ldctlib.diffusion.process import noise_predictor, q_sample
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError
+from ldctlib.image import gaussian_blur
 from ldctlib.methods.diffusion import Conditional, Latent
 from ldctlib.models.conditioned_unet import ConditionedUNet
 from ldctlib.models.nafnet import NAFNet

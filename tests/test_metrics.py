@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldctlib import metrics as M
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.image import gaussian_blur
 from ldctlib.metrics import perceptual, texture
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -113,7 +114,7 @@ def test_fsim_is_one_for_equal_images_and_falls_with_noise_and_blur(pair):
     _, y = pair
     assert M.fsim(y, y, window=SOFT_TISSUE) == pytest.approx([1, 1], abs=1e-9)
     noise = torch.randn(y.shape, generator=seeded(1))
-    for worse in ([y + s * noise for s in (10, 40, 120)], [texture.gaussian_blur(y, s) for s in (0.6, 1.2, 2.4)]):
+    for worse in ([y + s * noise for s in (10, 40, 120)], [gaussian_blur(y, s) for s in (0.6, 1.2, 2.4)]):
         values = [M.fsim(x, y, window=SOFT_TISSUE)[0].item() for x in worse]
         assert 1 > values[0] > values[1] > values[2] > 0.3
 
@@ -226,7 +227,7 @@ def test_nps_of_white_noise_is_flat_and_integrates_to_the_variance():
 def test_nps_of_filtered_noise_is_the_filter_squared():
     pixel, sigma_px = 0.5, 0.8
     white = 30 * torch.randn(30, 1, 256, 256, generator=seeded(), dtype=torch.float64)
-    s = M.nps(texture.gaussian_blur(white, sigma_px), pixel, detrend="mean")
+    s = M.nps(gaussian_blur(white, sigma_px), pixel, detrend="mean")
     # the sampled Gaussian's own transfer function, sum_k g_k cos(2 pi k f), averaged over the rings
     k = np.arange(-3, 4)
     g = np.exp(-0.5 * (k / sigma_px) ** 2)
@@ -251,7 +252,7 @@ def test_detrending_removes_a_ramp_and_little_noise():
 
 def test_nps_distance():
     white = torch.randn(40, 1, 128, 128, generator=seeded(), dtype=torch.float64)
-    a, b = M.nps(white, 0.7), M.nps(texture.gaussian_blur(white, 1.0), 0.7)
+    a, b = M.nps(white, 0.7), M.nps(gaussian_blur(white, 1.0), 0.7)
     doubled = M.nps(white * math.sqrt(2), 0.7)
     assert M.nps_distance(a, a) == 0 and M.nps_distance(a, a, magnitude=True) == 0
     assert M.nps_distance(doubled, a) == pytest.approx(0, abs=1e-12)  # shape only
@@ -354,7 +355,7 @@ def nested():
     for _ in range(120):
         r, c, radius = generator.uniform(60, 260), generator.uniform(50, 270), generator.uniform(1, 9)
         truth[np.hypot(rows - r, columns - c) < radius] = generator.choice([-100.0, 120.0, 200.0])
-    truth = texture.gaussian_blur(torch.from_numpy(truth)[None, None], 0.5)
+    truth = gaussian_blur(torch.from_numpy(truth)[None, None], 0.5)
     full = truth + coloured(1, size, 25.0)
     return truth, full, full + coloured(2, size, 25.0 * math.sqrt(3))
 
@@ -364,10 +365,10 @@ def median(x):
 
 
 DENOISERS = {
-    "gaussian 0.6": lambda x: texture.gaussian_blur(x, 0.6),
-    "gaussian 1.5": lambda x: texture.gaussian_blur(x, 1.5),
+    "gaussian 0.6": lambda x: gaussian_blur(x, 0.6),
+    "gaussian 1.5": lambda x: gaussian_blur(x, 1.5),
     "median": median,
-    "clipped": lambda x: x - (x - texture.gaussian_blur(x, 1.0)).clamp(-40, 40),
+    "clipped": lambda x: x - (x - gaussian_blur(x, 1.0)).clamp(-40, 40),
 }
 
 
@@ -397,7 +398,7 @@ def test_a_plain_slope_mistakes_removed_noise_for_edges(nested):
 def test_edge_loss_is_calibrated(nested):
     truth, full, low = nested
     assert M.edge_loss(low, low, full) == 0
-    assert M.edge_loss(texture.gaussian_blur(low, 1.0), low, full) == pytest.approx(1, abs=1e-9)
+    assert M.edge_loss(gaussian_blur(low, 1.0), low, full) == pytest.approx(1, abs=1e-9)
     noise_gone = truth + 0.3 * (low - truth)  # takes 70 % of all noise and no anatomy
     assert M.edge_loss(noise_gone, low, full) == pytest.approx(0, abs=0.01)
     assert M.noise_coupling(low, full) == pytest.approx(1 / 3, abs=0.03)  # flat ROIs: about 10^4 pixels
@@ -408,7 +409,7 @@ def test_structure_in_removed(nested):
     truth, full, low = nested
     noise_gone = truth + 0.3 * (low - truth)
     assert abs(M.structure_in_removed(noise_gone, low, truth)) < 0.03  # removed is 0.7 of the noise: constant ratio
-    values = [M.structure_in_removed(texture.gaussian_blur(low, s), low, full) for s in (0.6, 1.0, 1.5)]
+    values = [M.structure_in_removed(gaussian_blur(low, s), low, full) for s in (0.6, 1.0, 1.5)]
     assert 0.1 < values[0] < values[1] < values[2]
     assert math.isnan(M.structure_in_removed(low, low, full))
 

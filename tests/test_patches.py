@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from ldctlib.ct.kernels import KERNELS, Kernel
 from ldctlib.ct.nps import nps
-from ldctlib.ct.projector import KERNELS, Kernel
 from ldctlib.data.natural import photographs, random_hu, shrink
 from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, edge_blur_px, scan_slices, scanner_noise
 from ldctlib.errors import ParameterError, ScanError, ShapeError

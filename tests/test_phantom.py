@@ -10,12 +10,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ldctlib.ct.abdomen_tissues import COMMON, ID, PHASES
-from ldctlib.ct.abdomen_wall import Frame
-from ldctlib.ct.drawing import Canvas, Tube, VesselTree, ellipsoid
-from ldctlib.ct.phantom import ORGANS, Patient
-from ldctlib.ct.textures import cloud, sample, sample_at, sheets
 from ldctlib.errors import ParameterError
+from ldctlib.phantom.abdomen.tissues import COMMON, ID, PHASES
+from ldctlib.phantom.abdomen.wall import Frame
+from ldctlib.phantom.canvas import Canvas, Tube, VesselTree, ellipsoid
+from ldctlib.phantom.patient import ORGANS, Patient
+from ldctlib.phantom.textures import cloud, sample, sample_at, sheets
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,8 @@ import torch
 
 from ldctlib.ct import projector as module
 from ldctlib.ct.geometry import FanGeometry, ParallelGeometry
-from ldctlib.ct.projector import KERNELS, Kernel, kernel, projector
+from ldctlib.ct.kernels import KERNELS, Kernel, find_kernel
+from ldctlib.ct.projector import projector
 from ldctlib.errors import GeometryError, ParameterError, ShapeError
 from ldctlib.units import MU_WATER_PER_MM
 from tests.ellipses import ELLIPSES, raster, sinogram
@@ -73,7 +74,7 @@ def test_adjoint(geometry):
     p, generator = projector(geometry), torch.Generator().manual_seed(0)
     x = torch.rand(2, 1, geometry.size, geometry.size, generator=generator)
     y = torch.rand(2, 1, *p.sinogram_shape, generator=generator)
-    soft = kernel("B30f")
+    soft = find_kernel("B30f")
     for forward, adjoint in ((p.A, p.A_adjoint), (lambda v: p._fbp_adjoint(v, soft), lambda v: p.fbp(v, soft))):
         left = (forward(x).double() * y).sum()
         right = (x.double() * adjoint(y)).sum()
@@ -133,7 +134,7 @@ def test_kernels_are_ordered_and_checked():
     area = [float(KERNELS[name](f[f < 0.67]).sum()) for name in ("soft", "B30f", "B45", "D45f", "ramp")]
     assert area == sorted(area)
     with pytest.raises(ParameterError, match="B30f"):
-        kernel("B99")
+        find_kernel("B99")
     with pytest.raises(ParameterError):
         Kernel(0.5, 0.2)
 

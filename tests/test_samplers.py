@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldctlib.diffusion.objective import noise_like, q_sample
+from ldctlib.diffusion.process import noise_like, q_sample
 from ldctlib.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m, final, predict
 from ldctlib.diffusion.schedule import cosine, from_alphas_cumprod, linear, sr3, times_from_zero_based, zero_based
 from ldctlib.errors import ParameterError, ShapeError

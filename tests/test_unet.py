@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldctlib import checkpoints
+from ldctlib import checkpoints, image
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.models import blocks
 from ldctlib.models.unet import GUIDED_DIFFUSION_256, RELEASED_CT_MR, UNet, split_prediction
@@ -509,10 +509,10 @@ def test_attention_equals_the_naive_formula_in_any_layout():
     assert last.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_pad_to_multiple_mirrors_and_falls_back():
+def test_fit_mirrors_and_falls_back():
     x = torch.arange(6.0).view(1, 1, 2, 3)
-    assert blocks.pad_to_multiple(x, 1) is x
-    padded = blocks.pad_to_multiple(x, 4)  # 2 rows cannot reflect 2 more: repeated
+    assert image.fit(x, 1) is x
+    padded = image.fit(x, 4)  # 2 rows cannot reflect 2 more: repeated
     assert padded[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
     wide = torch.arange(5.0).view(1, 1, 1, 5).expand(1, 1, 4, 5)
-    assert blocks.pad_to_multiple(wide, 4)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+    assert image.fit(wide, 4)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ldctlib.ct.geometry import FanGeometry, Geometry
-from ldctlib.ct.projector import Kernel, Projector, projector
+from ldctlib.ct.kernels import Kernel
+from ldctlib.ct.projector import Projector, projector
 from ldctlib.errors import ParameterError
 from ldctlib.units import MU_WATER_PER_MM, hu_to_mu, mu_to_hu
 

@@ -10,34 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.image import check_images, gaussian_blur
 
 TISSUE_HU = (-150.0, 250.0)
-
-
-def gaussian_taps(sigma: float, radius: int) -> Tensor:
-    """Weights of a Gaussian filter at -radius..radius, float64, of sum 1."""
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
-    return taps / taps.sum()
-
-
-def _check(image: Tensor) -> None:
-    if image.ndim != 4 or image.shape[1] != 1 or not image.is_floating_point():
-        raise ShapeError(f"an image is a floating-point (B, 1, H, W), got {image.dtype} {tuple(image.shape)}")
-    if not torch.isfinite(image).all():
-        raise ParameterError("the image has values that are not finite")
-
-
-def gaussian_blur(image: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian filter of ``(B, 1, H, W)``, cut at 4 sigma, mirrored at the border."""
-    radius = max(1, int(4 * sigma_px + 0.5))
-    taps = gaussian_taps(sigma_px, radius).to(image)
-    # a mirror needs more image than the filter reaches
-    mode = "reflect" if radius < min(image.shape[-2:]) else "replicate"
-    padded = F.pad(image, (radius,) * 4, mode=mode)
-    return F.conv2d(F.conv2d(padded, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
-
-
-# ---------------------------------------------------------------- noise power spectrum
 
 
 def soft_tissue_rois(
@@ -48,7 +23,7 @@ def soft_tissue_rois(
     A square counts if at least ``fraction`` of its pixels, smoothed by 2 px, lie in [-150, 250] HU. May be
     empty.
     """
-    _check(reference_hu)
+    check_images(reference_hu)
     if not 4 <= size <= min(reference_hu.shape[-2:]):
         raise ShapeError(f"ROI of {size} pixels does not fit into {tuple(reference_hu.shape[-2:])}")
     step = size // 2 if step is None else step
@@ -118,7 +93,7 @@ def nps(
     if taper not in ("hann", "none"):
         raise ParameterError(f"unknown taper {taper!r}: use 'hann' or 'none'")
     if noise.ndim == 4:
-        _check(noise)
+        check_images(noise)
         if corners is None:
             b, _, h, w = noise.shape
             corners = [
@@ -141,3 +116,33 @@ def nps(
     radial = np.bincount(ring.ravel(), weights=two_d.ravel()) / count
     frequency = np.arange(len(count)) / (n * pixel_mm)
     return NPS(frequency, radial, two_d, float(pixel_mm), len(rois))
+
+
+BAND_EDGES = np.arange(14) * 0.06
+"""Edges of the 13 bands, 1/mm."""
+BAND_CENTRES = (BAND_EDGES[:-1] + BAND_EDGES[1:]) / 2
+BAND_ROI = 64
+"""Side in pixels of the squares that the bands are measured in."""
+
+
+def band_nps(noise_hu: Tensor, tissue_hu: Tensor, pixel_mm: float) -> np.ndarray:
+    """Radial NPS of noise (B, 1, H, W) in the 13 bands, over its peak, where ``tissue_hu`` is soft tissue.
+
+    ``tissue_hu`` is (1, 1, H, W), or (B, 1, H, W) for noise of different slices. Raises ShapeError, and
+    ParameterError where no square of 64 pixels is soft tissue.
+    """
+    if noise_hu.shape[-2:] != tissue_hu.shape[-2:] or len(tissue_hu) not in (1, len(noise_hu)):
+        raise ShapeError(f"noise {tuple(noise_hu.shape)} and tissue {tuple(tissue_hu.shape)} do not match")
+    corners = soft_tissue_rois(tissue_hu, BAND_ROI)
+    curves = []
+    for i in range(len(noise_hu)):
+        own = [(i, r, c) for b, r, c in corners if len(tissue_hu) == 1 or b == i]
+        if not own:
+            raise ParameterError(f"image {i} has no square of {BAND_ROI} pixels of soft tissue")
+        two_d = nps(noise_hu, pixel_mm, corners=own, roi=BAND_ROI).two_d
+        axis = np.fft.fftshift(np.fft.fftfreq(BAND_ROI, pixel_mm))
+        band = np.digitize(np.hypot(axis[:, None], axis[None, :]), BAND_EDGES) - 1
+        curve = np.array([two_d[band == k].mean() for k in range(len(BAND_CENTRES))])
+        curves.append(curve / curve[2:].mean())
+    mean = np.mean(curves, axis=0)
+    return mean / mean.max()

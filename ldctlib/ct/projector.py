@@ -9,63 +9,15 @@ goes through :class:`~ldctlib.ct.gridding.Gridder`; fan beam is rebinned to and 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from ldctlib.ct.geometry import FanGeometry, Geometry, ParallelGeometry
 from ldctlib.ct.gridding import Gridder, fast_length
+from ldctlib.ct.kernels import Kernel, find_kernel
 from ldctlib.ct.rebinning import FanRebinner
 from ldctlib.errors import GeometryError, ParameterError, ShapeError
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A reconstruction kernel: the window that multiplies the ramp, as a function of frequency in 1/mm.
-
-    1 up to ``flat_to``, then a cosine roll-off (a Hann flank) that reaches 0 at ``cutoff``; ``tilt`` multiplies by
-    (f / 0.05)^-tilt above 0.05 /mm, the gentle fall from low frequencies on that sharp clinical kernels have.
-    ``flat_to=0`` is a Hann window.
-    """
-
-    flat_to: float
-    cutoff: float
-    tilt: float = 0.0
-
-    def __post_init__(self):
-        if not 0 <= self.flat_to <= self.cutoff or not self.cutoff > 0:
-            raise ParameterError(
-                f"a kernel needs 0 <= flat_to <= cutoff with cutoff > 0, got {self.flat_to}, {self.cutoff} (1/mm)"
-            )
-
-    def __call__(self, f_per_mm: torch.Tensor) -> torch.Tensor:
-        span = max(self.cutoff - self.flat_to, 1e-9)
-        position = ((f_per_mm - self.flat_to) / span).clamp(0, 1)
-        window = 0.5 * (1 + torch.cos(math.pi * position))
-        if self.tilt:
-            window = window * (f_per_mm / 0.05).clamp(min=1) ** -self.tilt
-        return window
-
-
-KERNELS = {
-    "soft": Kernel(0.0, 0.55),
-    "B30f": Kernel(0.15, 0.75, tilt=0.2),
-    "B45": Kernel(0.2, 0.85),
-    "D45f": Kernel(0.42, 1.1, tilt=0.08),
-    "ramp": Kernel(1e6, 1e6),
-}
-"""Named after what they resemble. B30f and D45f are fitted to real scanners' noise spectra, each band within 20 %, for
-detector bins of half a pixel (:mod:`ldctlib.ct.real_nps`, notebook 01). "ramp" has no window."""
-
-
-def kernel(which: str | Kernel) -> Kernel:
-    """A kernel by name, or the one given."""
-    if isinstance(which, Kernel):
-        return which
-    if which not in KERNELS:
-        raise ParameterError(f"no kernel is named {which!r}; there are {', '.join(KERNELS)}, or give a Kernel")
-    return KERNELS[which]
 
 
 class _Linear(torch.autograd.Function):
@@ -138,10 +90,10 @@ class Projector:
         """An approximate inverse of :meth:`A`: FBP with the pure ramp."""
         return self.fbp(sinogram, "ramp")
 
-    def fbp(self, sinogram: torch.Tensor, kernel_name: str | Kernel = "ramp") -> torch.Tensor:
+    def fbp(self, sinogram: torch.Tensor, kernel: str | Kernel = "ramp") -> torch.Tensor:
         """Filtered backprojection: line integrals -> attenuation in 1/mm; 0 outside the field of view."""
         self._expect(sinogram, self.sinogram_shape, "a sinogram")
-        which = kernel(kernel_name)
+        which = find_kernel(kernel)
         return _Linear.apply(sinogram, lambda p: self._fbp(p, which), lambda x: self._fbp_adjoint(x, which))
 
     __call__ = A
@@ -190,14 +142,14 @@ class Projector:
         lines = torch.fft.rfft(p, n=self._length) * self._irfft_weight * self._shift.conj()
         return self._gridder.adjoint(lines) * self._seen
 
-    def fbp_variance(self, variance: torch.Tensor, kernel_name: str | Kernel = "ramp") -> torch.Tensor:
+    def fbp_variance(self, variance: torch.Tensor, kernel: str | Kernel = "ramp") -> torch.Tensor:
         """Variance of :meth:`fbp` at each pixel (1/mm^2) from the variances of independent rays.
 
         q = p * h has variance var(p) * h^2; the views add up independently. A fan beam's rays are first averaged with
         their conjugates and interpolated, which passes on less of the high frequencies.
         """
         self._expect(variance, self.sinogram_shape, "a sinogram")
-        v, ramp = variance[:, 0], self._ramp(kernel(kernel_name))
+        v, ramp = variance[:, 0], self._ramp(find_kernel(kernel))
         n = 2 * (ramp.numel() - 1)
         if self._rebin:
             v = self._rebin.to_parallel(v) * self._rebin.variance_gain

@@ -90,7 +90,7 @@ def phantom_collection(
 
 
 def _phantom_scan(seed: int, anatomy: str, slices: int, size: int) -> Scan:
-    from ldctlib.ct.phantom import Patient
+    from ldctlib.phantom.patient import Patient
 
     thickness = 3.0
     patient = Patient.random(seed, anatomy=anatomy)

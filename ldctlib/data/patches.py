@@ -17,11 +17,12 @@ from torch.utils.data import Dataset
 from ldctlib.ct.dose import Scanner, photon_counts
 from ldctlib.ct.dose import line_integrals as log_counts
 from ldctlib.ct.geometry import ParallelGeometry
-from ldctlib.ct.phantom import Patient
-from ldctlib.ct.projector import Kernel, projector
+from ldctlib.ct.kernels import Kernel
+from ldctlib.ct.projector import projector
 from ldctlib.data.cases import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.errors import ParameterError, ScanError, ShapeError
+from ldctlib.phantom.patient import Patient
 from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
 
 PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)

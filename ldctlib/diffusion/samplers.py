@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldctlib.diffusion.objective import eps_from, noise_like, x0_from
+from ldctlib.diffusion.process import eps_from, noise_like, x0_from
 from ldctlib.diffusion.schedule import Schedule
 from ldctlib.errors import ParameterError, ShapeError
 

@@ -7,9 +7,9 @@ from typing import Protocol
 from torch import Tensor
 
 from ldctlib.checkpoints import Checkpoint
-from ldctlib.ct.noise import NoiseModel
-from ldctlib.ct.nps import gaussian_blur
+from ldctlib.ct.noise_model import NoiseModel
 from ldctlib.errors import ParameterError
+from ldctlib.image import gaussian_blur
 
 
 class Denoiser(Protocol):

@@ -17,11 +17,11 @@ from torch import Tensor
 from ldctlib import checkpoints
 from ldctlib.checkpoints import Checkpoint
 from ldctlib.diffusion import samplers, schedule
-from ldctlib.diffusion.objective import centred, noise_like, noise_predictor, q_sample
+from ldctlib.diffusion.process import centred, noise_like, noise_predictor, q_sample
 from ldctlib.errors import CheckpointError, ParameterError
+from ldctlib.image import fit
 from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
 from ldctlib.methods.regression import one_pass
-from ldctlib.models.blocks import pad_to_multiple
 from ldctlib.models.conditioned_unet import conditions
 
 SAMPLERS = {"ddim": samplers.ddim, "ddpm": samplers.ddpm, "dpm_solver_pp_2m": samplers.dpm_solver_pp_2m}
@@ -57,7 +57,7 @@ class Conditional:
     def encode(self, ldct_hu: Tensor) -> Tensor:
         """(B, 1, H, W) in HU -> condition on the model's grid, padded to what the U-Net takes."""
         x = ldct_hu.to(self.device)
-        return pad_to_multiple(self.checkpoint.range.to_model(x), self.unet.factor) / self.spread
+        return fit(self.checkpoint.range.to_model(x), self.unet.factor) / self.spread
 
     def decode(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
         """The model's grid -> (B, 1, *size) in HU."""
@@ -175,7 +175,7 @@ class Latent(Conditional):
 
     def encode(self, ldct_hu: Tensor) -> Tensor:
         x = self.range.to_model(ldct_hu.to(self.device))
-        padded = pad_to_multiple(x, self.autoencoder.factor * self.unet.factor)
+        padded = fit(x, self.autoencoder.factor * self.unet.factor)
         return self.autoencoder.scale(self.autoencoder.encode(padded).mean) / self.spread
 
     def condition(self, ldct_hu: Tensor) -> Condition:

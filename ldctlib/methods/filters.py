@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.noise import NoiseModel, noise_from_image
-from ldctlib.ct.nps import gaussian_blur
+from ldctlib.ct.noise_model import NoiseModel, noise_from_image
 from ldctlib.errors import ParameterError, require
+from ldctlib.image import gaussian_blur
 from ldctlib.methods.denoiser import Denoiser
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldctlib.compat import torchvision_shim
 from ldctlib.errors import ParameterError, ShapeError, require
-from ldctlib.metrics.image import check_images
-from ldctlib.torchvision_shim import torchvision_shim
+from ldctlib.image import check_images
 from ldctlib.units import Window
 
 TRUNK_FILES = {"squeeze": "squeezenet1_1-b8a52dc0.pth", "alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}

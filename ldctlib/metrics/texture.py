@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.nps import NPS, cut_rois, gaussian_blur, soft_tissue_rois, trend_removed
+from ldctlib.ct.nps import NPS, cut_rois, soft_tissue_rois, trend_removed
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.metrics.image import body_mask, check_images, check_mask
+from ldctlib.image import body_mask, check_images, check_mask, gaussian_blur
 
 # ---------------------------------------------------------------- noise power spectrum
 

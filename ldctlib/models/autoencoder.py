@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.models.blocks import Downsample, ResBlock, SelfAttention, Upsample, group_norm, heads_for, pad_to_multiple
+from ldctlib.image import fit
+from ldctlib.models.blocks import Downsample, ResBlock, SelfAttention, Upsample, group_norm, heads_for
 
 INITIAL_LOGVAR = -6.0
 """Log variance of an untrained posterior, std 0.05: details first, regularisation later, as the ramps
@@ -241,7 +242,7 @@ class Autoencoder(nn.Module):
         return F.pixel_unshuffle(self._padded(x), self.stem)
 
     def _padded(self, x: Tensor) -> Tensor:
-        return pad_to_multiple(x.to(self.encoder.conv_in.weight.dtype), self.factor)
+        return fit(x.to(self.encoder.conv_in.weight.dtype), self.factor)
 
 
 def low_cosines(size: int, count: int, channels: int = 1) -> tuple[Tensor, Tensor]:

@@ -68,19 +68,6 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extend (B, C, H, W) at the bottom and the right until ``multiple`` divides H and W.
-
-    By reflection, or by repeating the last row or column where the image is too small to reflect.
-    ``[..., :H, :W]`` undoes it exactly.
-    """
-    h, w = x.shape[-2:]
-    bottom, right = -h % multiple, -w % multiple
-    if not (bottom or right):
-        return x
-    return F.pad(x, (0, right, 0, bottom), mode="reflect" if bottom < h and right < w else "replicate")
-
-
 class Downsample(nn.Module):
     """Halve H and W, by a strided 3x3 convolution (key ``op``) or, if not ``learned``, by 2x2 means."""
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldctlib.errors import ShapeError
+from ldctlib.image import fit
 
 
 class LayerNorm2d(nn.Module):
@@ -116,10 +117,7 @@ class NAFNet(nn.Module):
         if x.dim() != 4 or x.shape[1] != 1:
             raise ShapeError(f"NAFNet takes (B, 1, H, W), got {tuple(x.shape)}")
         h, w = x.shape[-2:]
-        down, right = -h % self.factor, -w % self.factor
-        if down or right:
-            mode = "reflect" if down < h and right < w else "replicate"
-            x = F.pad(x, (0, right, 0, down), mode=mode)
+        x = fit(x, self.factor)
         y = F.pixel_unshuffle(x, self.shuffle).contiguous(memory_format=torch.channels_last)
         y = self.intro(y)
         skips = []

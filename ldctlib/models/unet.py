@@ -221,7 +221,7 @@ class UNet(nn.Module):
         if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or any(n % self.factor or not n for n in x_t.shape[2:]):
             raise ShapeError(
                 f"this U-Net takes (B, {self.in_channels}, H, W) with H and W multiples of {self.factor}, "
-                f"got {tuple(x_t.shape)}: pad with models.blocks.pad_to_multiple and crop the result"
+                f"got {tuple(x_t.shape)}: pad with image.fit and crop the result"
             )
         batch, _, h, w = x_t.shape
         expected = (batch, self.concat_channels, h, w) if self.concat_channels else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ldctlib.ct.projector import Kernel
+from ldctlib.ct.kernels import Kernel
 from ldctlib.show.exercises import Exercise, number
 
 NYQUIST = 0.5 / 0.75

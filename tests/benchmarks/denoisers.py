@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from ldctlib import methods
-from ldctlib.ct.phantom import Patient
 from ldctlib.errors import LdctError
+from ldctlib.phantom.patient import Patient
 
 
 def seconds(f, repeats: int = 2) -> float:

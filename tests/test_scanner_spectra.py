@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ldctlib.ct.projector import Kernel
-from ldctlib.ct.real_nps import BAND_CENTRES, REAL_NPS, band_errors, band_nps, simulated_bands
+from ldctlib.ct.kernels import Kernel
+from ldctlib.ct.nps import BAND_CENTRES, band_nps
+from ldctlib.ct.scanner_spectra import REAL_NPS, band_errors
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.phantom.scan_phantom import simulated_bands
 
 
 @pytest.mark.parametrize("patient", REAL_NPS)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.ct.abdomen_tissues import ID
-from ldctlib.ct.drawing import Box, Canvas, capsules, ellipsoid
-from ldctlib.ct.textures import cloud, sample_at, sheets, swell
+from ldctlib.phantom.abdomen.tissues import ID
+from ldctlib.phantom.canvas import Box, Canvas, capsules, ellipsoid
+from ldctlib.phantom.textures import cloud, sample_at, sheets, swell
 
 N_ANGLES = 4096
 THETA = (np.arange(N_ANGLES) * (2 * np.pi / N_ANGLES)).astype(np.float32)  # y points back: 90 degrees is the spine

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.ct.abdomen_organs import Chest, Liver
-from ldctlib.ct.abdomen_tissues import PHASES, draw_hu, draw_texture
-from ldctlib.ct.abdomen_tubes import Bowel, Vessels
-from ldctlib.ct.abdomen_viscera import Viscera
-from ldctlib.ct.abdomen_wall import Frame, Spine, Wall
-from ldctlib.ct.drawing import Canvas
-from ldctlib.ct.textures import cloud
+from ldctlib.phantom.abdomen.bowel import Bowel
+from ldctlib.phantom.abdomen.chest import Chest
+from ldctlib.phantom.abdomen.liver import Liver
+from ldctlib.phantom.abdomen.tissues import PHASES, draw_hu, draw_texture
+from ldctlib.phantom.abdomen.vessels import Vessels
+from ldctlib.phantom.abdomen.viscera import Viscera
+from ldctlib.phantom.abdomen.wall import Frame, Spine, Wall
+from ldctlib.phantom.canvas import Canvas
+from ldctlib.phantom.textures import cloud
 
 
 class Abdomen:

@@ -14,10 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ldctlib.ct.abdomen_tissues import ORGANS
-from ldctlib.ct.anatomy_abdomen import Abdomen
-from ldctlib.ct.drawing import Canvas
 from ldctlib.errors import ParameterError
+from ldctlib.phantom.abdomen.abdomen import Abdomen
+from ldctlib.phantom.abdomen.tissues import ORGANS
+from ldctlib.phantom.canvas import Canvas
 from ldctlib.units import AIR_HU
 
 __all__ = ["ANATOMIES", "ORGANS", "Anatomy", "Patient", "PhantomSlice"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ldctlib.diffusion.objective import (
+from ldctlib.diffusion.process import (
     PREDICTIONS,
     centred,
     denoising_loss,

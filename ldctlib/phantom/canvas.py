@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.ct.textures import sample
+from ldctlib.phantom.textures import sample
 
 Box = tuple[slice, slice]
 

@@ -10,10 +10,10 @@ import torch
 
 from ldctlib.ct.dose import Scanner, scan
 from ldctlib.ct.geometry import ParallelGeometry
-from ldctlib.ct.noise import NoiseModel, noise_from_image, noise_from_pair, noise_from_simulation
+from ldctlib.ct.noise_model import NoiseModel, noise_from_image, noise_from_pair, noise_from_simulation
 from ldctlib.ct.nps import nps
-from ldctlib.ct.phantom import Patient
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.phantom.patient import Patient
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ldctlib.ct.dose import Scanner, measure, noise_map, projectors
 from ldctlib.ct.geometry import Geometry
-from ldctlib.ct.nps import cut_rois, gaussian_blur, nps, soft_tissue_rois
-from ldctlib.ct.projector import Kernel
+from ldctlib.ct.kernels import Kernel
+from ldctlib.ct.nps import cut_rois, nps, soft_tissue_rois
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.image import gaussian_blur
 from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
 
 

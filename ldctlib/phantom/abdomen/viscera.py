@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.ct.abdomen_tissues import ID
-from ldctlib.ct.abdomen_wall import Frame, Spine, Wall
-from ldctlib.ct.drawing import Canvas, Tube, capsules, ellipsoid, ellipsoid_distance, smooth_path
-from ldctlib.ct.textures import cloud, sheets, swell
+from ldctlib.phantom.abdomen.tissues import ID
+from ldctlib.phantom.abdomen.wall import Frame, Spine, Wall
+from ldctlib.phantom.canvas import Canvas, Tube, capsules, ellipsoid, ellipsoid_distance, smooth_path
+from ldctlib.phantom.textures import cloud, sheets, swell
 
 
 class Viscera:

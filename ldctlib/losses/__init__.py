@@ -1,0 +1,14 @@
+"""What networks are trained to lower, in a model's own units."""
+
+from ldctlib.losses.autoencoder import AutoencoderLoss, Ramp, kl_divergence
+from ldctlib.losses.perceptual import EncoderFeatures, VGG16Features, perceptual_distance, vgg16_features
+
+__all__ = [
+    "AutoencoderLoss",
+    "EncoderFeatures",
+    "Ramp",
+    "VGG16Features",
+    "kl_divergence",
+    "perceptual_distance",
+    "vgg16_features",
+]

@@ -1,0 +1,1 @@
+"""Measurements y = A x + n, for samplers and solvers."""

@@ -1,0 +1,1 @@
+"""Random patients: noise-free slices in HU with organ labels, and their simulated scans."""

@@ -1,0 +1,1 @@
+"""One organ system a file, and the order in which they are drawn."""

@@ -1,0 +1,1 @@
+"""A trained diffusion model: what is trained is what is sampled."""
