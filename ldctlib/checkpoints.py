@@ -5,13 +5,14 @@ Nothing here unpickles. Published ``.pt`` files go through :func:`load_published
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
 import os
 import struct
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from ldctlib import __version__
 from ldctlib.errors import CheckpointError
+from ldctlib.files import write_whole
 from ldctlib.units import Range
 
-FORMAT = "ldctlib-checkpoint/1"
+FORMAT = "ldctlib-checkpoint/2"
+OLD_FORMAT = "ldctlib-checkpoint/1"
 
 MODELS: dict[str, str] = {
     "redcnn": "ldctlib.models.redcnn:REDCNN",
@@ -34,21 +37,29 @@ MODELS: dict[str, str] = {
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 
+OUTPUTS = ("truth", "full dose")
+"""What a network estimates: the noise-free image, or a full-dose image with its own noise."""
+
 PROVENANCE = ("collection", "cases", "seed", "steps", "profile", "code_revision")
 """What ``trained_on`` must say."""
-
-_FIELDS = ("model", "config", "units", "schedule", "trained_on", "quality")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds; ``state_dict`` is float32 whatever precision the file has."""
+    """What a checkpoint file holds; ``state_dict`` is float32 whatever precision the file has.
+
+    What steers inference is a field; ``trained_on``, ``stages`` and ``quality`` are for people.
+    """
 
     state_dict: dict[str, Tensor]
     model: str  # a key of MODELS
     config: dict[str, Any]  # the constructor's keyword arguments
-    units: dict[str, Any] | None  # a units.Range as a dict
-    schedule: dict[str, Any] | None  # the diffusion schedule, None for a regression network
+    hu_range: Range | None  # the physical interval that the model was trained on; None for one that is not in HU
+    output: str  # one of OUTPUTS
+    pipeline: dict[str, Any] | None  # of a diffusion model: pipelines.PipelineSpec as a dict
+    uses: dict[str, str]  # networks that it was trained with, by name: the hash of their weights
+    recipe: str  # what trained it, a key of recipes.RECIPES
+    stages: list[dict[str, Any]]  # name, steps, seed and data of every stage
     trained_on: dict[str, Any]  # PROVENANCE and whatever else the recipe records
     quality: dict[str, Any]  # measured, by name
     sha256: str  # of the tensors as stored
@@ -57,9 +68,9 @@ class Checkpoint:
     @property
     def range(self) -> Range:
         """The physical interval that the model was trained on, as an exact map."""
-        if self.units is None:
-            raise CheckpointError(f"{self.path}: records no units, so its model's range is unknown")
-        return Range(**self.units)
+        if self.hu_range is None:
+            raise CheckpointError(f"{self.path}: records no HU range: its model is not one of CT images")
+        return self.hu_range
 
 
 # ---------------------------------------------------------------- saving
@@ -71,21 +82,27 @@ def save(
     *,
     model: str,
     config: Mapping[str, Any],
-    units: Range | Mapping[str, Any] | None,
+    hu_range: Range | None,
     trained_on: Mapping[str, Any],
-    quality: Mapping[str, Any],
-    schedule: Mapping[str, Any] | None = None,
+    output: str = "truth",
+    pipeline: Mapping[str, Any] | None = None,
+    uses: Mapping[str, str] | None = None,
+    recipe: str = "",
+    stages: Sequence[Mapping[str, Any]] = (),
+    quality: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write a checkpoint atomically and return its path.
+    """Write a checkpoint, whole or not at all, and return its path.
 
     ``weights`` is a module or a state dict; its float32 tensors are stored as ``dtype`` (float64 and
     integers stay). ``trained_on`` must hold every key of :data:`PROVENANCE`; :func:`code_revision` gives the
-    last of them. Raises :class:`CheckpointError` if it lacks one, if ``model`` is not in :data:`MODELS`, if
+    last of them. Raises :class:`CheckpointError` if it lacks one, if ``model`` or ``output`` is unknown, if
     a weight is not finite in ``dtype``, or if a description cannot be written as JSON.
     """
     if model not in MODELS:
         raise CheckpointError(f"cannot save '{model}': checkpoints.MODELS knows {', '.join(sorted(MODELS))}")
+    if output not in OUTPUTS:
+        raise CheckpointError(f"cannot save '{model}': output is one of {OUTPUTS}, got {output!r}")
     if missing := [key for key in PROVENANCE if key not in trained_on]:
         raise CheckpointError(f"cannot save '{model}': trained_on does not say {', '.join(missing)}")
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
@@ -95,21 +112,25 @@ def save(
         if stored.is_floating_point() and not torch.isfinite(stored).all():
             raise CheckpointError(f"cannot save '{model}': '{name}' is not finite as {stored.dtype}")
         tensors[name] = stored
-    described = {
+    fields = {
         "model": model,
         "config": dict(config),
-        "units": asdict(units) if isinstance(units, Range) else units,
-        "schedule": schedule,
+        "hu_range": None if hu_range is None else asdict(hu_range),
+        "output": output,
+        "pipeline": pipeline,
+        "uses": dict(uses or {}),
+        "recipe": recipe,
+        "stages": list(stages),
         "trained_on": dict(trained_on),
-        "quality": dict(quality),
+        "quality": dict(quality or {}),
     }
-    write_tensors(path, tensors, kind=FORMAT, fields=described)
+    write_tensors(path, tensors, kind=FORMAT, fields=fields)
     return Path(path)
 
 
 def update_quality(path: str | Path, quality: Mapping[str, Any]) -> None:
     """Replace the measured quality in a checkpoint's header; the tensors keep their bytes and their hash."""
-    tensors, fields = read_tensors(path, kind=FORMAT)
+    tensors, fields = _read_checkpoint(path)
     fields.pop("sha256")
     write_tensors(path, tensors, kind=FORMAT, fields=fields | {"quality": dict(quality)})
 
@@ -140,13 +161,59 @@ def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> Check
     Raises :class:`CheckpointError` that says which: missing, truncated, corrupted, of another format,
     incomplete.
     """
-    tensors, fields = read_tensors(path, kind=FORMAT)
-    if absent := [name for name in _FIELDS if name not in fields]:
-        raise CheckpointError(f"{path}: the header does not say {', '.join(absent)}; save it again")
+    tensors, fields = _read_checkpoint(path)
     half = (torch.float16, torch.bfloat16)
     state = {n: t.to(map_location, torch.float32 if t.dtype in half else t.dtype) for n, t in tensors.items()}
-    described = {name: fields[name] for name in _FIELDS}
-    return Checkpoint(state_dict=state, sha256=fields["sha256"], path=Path(path), **described)
+    described = {field.name: fields.get(field.name) for field in dataclasses.fields(Checkpoint)}
+    hu_range = None if fields["hu_range"] is None else Range(**fields["hu_range"])
+    return Checkpoint(**described | dict(state_dict=state, hu_range=hu_range, path=Path(path)))
+
+
+def _read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and the fields of today's header."""
+    tensors, fields = read_tensors(path, kind=(FORMAT, OLD_FORMAT))
+    if fields.pop("format") == OLD_FORMAT:
+        fields = _from_old_header(path, fields)
+    in_header = {field.name for field in dataclasses.fields(Checkpoint)} - {"state_dict", "path"}
+    if absent := sorted(in_header - set(fields)):
+        raise CheckpointError(f"{path}: the header does not say {', '.join(absent)}; save it again")
+    return tensors, fields
+
+
+def _from_old_header(path: str | Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The first format kept what steers inference among the notes of ``trained_on``."""
+    if absent := [n for n in ("model", "config", "units", "schedule", "trained_on", "quality") if n not in fields]:
+        raise CheckpointError(f"{path}: the header does not say {', '.join(absent)}; save it again")
+    notes, old, config = dict(fields["trained_on"]), fields["schedule"], fields["config"]
+    uses, condition = notes.pop("uses", {}), str(notes.pop("condition", ""))
+    pipeline = None
+    if old is not None:
+        autoencoder = next((name for name in uses if name.startswith("autoencoder")), None)
+        estimator = next((name for name in uses if name != autoencoder), None)
+        inputs = [name for name in ("concat", "context") if config.get(f"{name}_channels")]
+        conditions = {} if condition.startswith("start") else {name: ["ldct"] for name in inputs}
+        if fields["model"] == "conditioned_unet":
+            conditions = {"concat": ["ldct", "ldct" if estimator is None else "estimate"]}
+        process = {"schedule": old["name"], "T": old["T"], "prediction": old["prediction"]}
+        if old.get("centred"):
+            process["residual"] = True
+        if "spread" in old:
+            process["residual_std"] = old["spread"]
+        pipeline = dict(process=process, autoencoder=autoencoder, estimator=estimator, conditions=conditions)
+    full_dose = notes.pop("keep", 0.25) == 0 and "full dose" in str(notes.get("target", "")).replace("-", " ")
+    return {
+        "model": fields["model"],
+        "config": config,
+        "hu_range": fields["units"],
+        "output": "full dose" if full_dose else "truth",
+        "pipeline": pipeline,
+        "uses": uses,
+        "recipe": Path(path).stem,
+        "stages": [{"name": name, "steps": steps} for name, steps in notes.pop("stages", {}).items()],
+        "trained_on": notes,
+        "quality": fields["quality"],
+        "sha256": fields["sha256"],
+    }
 
 
 def model_class(name: str) -> type[nn.Module]:
@@ -196,21 +263,30 @@ def place(model: nn.Module, state: Mapping[str, Tensor], *, where: str | Path) -
     model.load_state_dict(dict(state))
 
 
-def shipped(name: str) -> Path:
-    """The path of a checkpoint that ships with the course, e.g. ``shipped("nafnet")``.
+def find(name: str, *, sha256: str | None = None, folders: Sequence[str | Path] = ()) -> Path:
+    """The file of a checkpoint by name, e.g. ``find("nafnet")``, and by the hash of its weights where one is asked for.
 
-    Looks in the folder named by ``LDCT_CHECKPOINTS``, then in the repository, then in the installed package.
+    Looks in ``folders``, then in the folder named by ``LDCT_CHECKPOINTS``, in the repository, in the installed package;
+    for a hash also among files kept as ``name@….safetensors``. Raises CheckpointError that says what was found.
     """
     package = Path(__file__).resolve().parent
     named = os.environ.get("LDCT_CHECKPOINTS")
-    folders = [Path(named)] if named else []
-    folders += [package.parent / "data" / "checkpoints", package / "checkpoints"]
-    for folder in folders:
-        if (path := folder / f"{name}.safetensors").is_file():
-            return path
-    present = sorted({path.stem for folder in folders for path in folder.glob("*.safetensors")})
+    places = [*map(Path, folders), *([Path(named)] if named else [])]
+    places += [package.parent / "data" / "checkpoints", package / "checkpoints"]
+    tried = []
+    for folder in dict.fromkeys(places):
+        for path in (folder / f"{name}.safetensors", *(sorted(folder.glob(f"{name}@*.safetensors")) if sha256 else ())):
+            if path.is_file() and (sha256 is None or load(path).sha256 == sha256):
+                return path
+            tried += [str(path)] if path.is_file() else []
+    if tried:
+        raise CheckpointError(
+            f"none of {', '.join(tried)} is the {name} with the hash {sha256[:12]}…: put that one beside it as "
+            f"{name}@{sha256[:12]}.safetensors"
+        )
+    present = sorted({path.stem for folder in places for path in folder.glob("*.safetensors")})
     raise CheckpointError(
-        f"no checkpoint '{name}' in {', '.join(map(str, folders))} (there: {', '.join(present) or 'none'}). "
+        f"no checkpoint '{name}' in {', '.join(map(str, places))} (there: {', '.join(present) or 'none'}). "
         "Run from a clone of the repository, or name its folder with LDCT_CHECKPOINTS, or train it: "
         f"python -m ldctlib.recipes {name} --profile train"
     )
@@ -266,11 +342,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, kind: str,
         raise CheckpointError(f"{path}: a description is not plain JSON ({error})") from error
     header |= {"format": kind, "sha256": _hash_tensors(tensors)}
     header["header_sha256"] = _hash_header(header)
-    _write_atomically(Path(path), serialise(tensors, metadata=header))
+    write_whole(path, serialise(tensors, metadata=header))
 
 
-def read_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write_tensors` wrote: tensors on the CPU, and the fields with ``sha256`` added."""
+def read_tensors(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_tensors` wrote: tensors on the CPU, and the fields, ``sha256`` and ``format`` added."""
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
@@ -287,13 +363,14 @@ def read_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
         raise CheckpointError(f"{path}: truncated or corrupted ({error}); get it again") from error
     if "format" not in header:
         raise CheckpointError(f"{path}: a safetensors file, but not one of ldctlib (its header names no format)")
-    if header["format"] != kind:
-        raise CheckpointError(f"{path}: has format '{header['format']}', this reads '{kind}'")
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if header["format"] not in kinds:
+        raise CheckpointError(f"{path}: has format '{header['format']}', this reads '{kinds[0]}'")
     if header.get("sha256") != _hash_tensors(tensors) or header.get("header_sha256") != _hash_header(header):
         raise CheckpointError(f"{path}: corrupted: its content does not have the hash that it records; get it again")
     plain = ("format", "sha256", "header_sha256")
     fields = {name: json.loads(text) for name, text in header.items() if name not in plain}
-    return tensors, fields | {"sha256": header["sha256"]}
+    return tensors, fields | {"sha256": header["sha256"], "format": header["format"]}
 
 
 def _parse_header(path: str | Path, data: bytes) -> dict[str, str]:
@@ -324,16 +401,3 @@ def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _hash_header(header: Mapping[str, str]) -> str:
     covered = {name: text for name, text in header.items() if name != "header_sha256"}
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

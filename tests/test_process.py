@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -9,13 +11,11 @@ from torch.utils.data import Dataset
 
 from ldctlib.diffusion.process import (
     PREDICTIONS,
-    centred,
-    denoising_loss,
+    Process,
     eps_from,
-    loss_fn,
+    image_generators,
     loss_weight,
     noise_like,
-    noise_predictor,
     q_sample,
     sample_times,
     v_from,
@@ -68,7 +68,7 @@ def test_a_network_of_any_kind_becomes_the_same_noise_predictor():
     schedule = linear()
     x_t, t, target = triple(schedule, torch.float32)
     for prediction in PREDICTIONS:
-        eps = noise_predictor(lambda x, t, p=prediction: target[p], schedule, prediction)
+        eps = Process(schedule, prediction).predictor(lambda x, t, p=prediction: target[p])
         # from x0 the smallest noise, √1e-4, divides float32 rounding
         torch.testing.assert_close(eps(x_t, t), target["eps"], rtol=0, atol=1e-4)
 
@@ -90,8 +90,7 @@ def test_min_snr_weighs_one_x0_error_alike_in_all_three_predictions(min_snr, x0_
         return answer
 
     losses = [
-        denoising_loss(network(p), x0, schedule, prediction=p, min_snr=min_snr, generator=seeded(5)).item()
-        for p in PREDICTIONS
+        Process(schedule, p, min_snr=min_snr).loss(network(p), x0, generator=seeded(5)).item() for p in PREDICTIONS
     ]
     snr = [schedule.at(t) / (1 - schedule.at(t)) for t in seen[0].tolist()]
     error = (x0 - x0_hat).square().flatten(1).mean(1).tolist()
@@ -117,11 +116,11 @@ def test_the_exact_predictor_of_a_gaussian_pays_the_posterior_variance():
     a = schedule.alpha_bar[1:]
     floor = (a * v / (a * v + 1 - a)).mean().item()
     # squared errors average 80 000 draws, each scattering by √2 of its mean: 0.5 %, taken four times
-    assert denoising_loss(exact, x0, schedule, generator=seeded(7)).item() == pytest.approx(floor, rel=0.02)
-    worse = denoising_loss(lambda x, t: 0.9 * exact(x, t), x0, schedule, generator=seeded(7)).item()
+    assert Process(schedule).loss(exact, x0, generator=seeded(7)).item() == pytest.approx(floor, rel=0.02)
+    worse = Process(schedule).loss(lambda x, t: 0.9 * exact(x, t), x0, generator=seeded(7)).item()
     # 0.9 adds 0.01 Var(eps_hat), which is 0.01 (1 − Var(eps | x_t))
     assert worse - floor == pytest.approx(0.01 * (1 - floor), abs=0.02 * floor)
-    assert worse > denoising_loss(exact, x0, schedule, generator=seeded(7)).item()
+    assert worse > Process(schedule).loss(exact, x0, generator=seeded(7)).item()
 
 
 def test_times_are_uniform_and_cover_a_batch():
@@ -167,12 +166,15 @@ class Gaussian(Dataset):
         return 0.5 * torch.randn(1, 16, 16, generator=seeded(n))
 
 
-@pytest.mark.parametrize("bind", [None, lambda model, batch, generator: (batch, lambda x, t: model(x, t))])
-def test_the_training_loop_learns_the_closed_form_gain(bind):
+def test_the_training_loop_learns_the_closed_form_gain():
     schedule = from_betas([0.2, 0.5, 0.9])
-    model = Gain(schedule.T)
+    model, process = Gain(schedule.T), Process(schedule)
+
+    def loss(model, batch, generator, step):
+        return process.loss(model, batch, generator=generator)
+
     config = TrainConfig(steps=300, batch_size=12, lr=0.03, device="cpu", log_every=300, ema_decay=0.9)
-    (log,) = train(model, loss_fn(schedule, bind), Gaussian(), config, progress=False)
+    (log,) = train(model, loss, Gaussian(), config, progress=False)
     a = schedule.alpha_bar[1:].float()
     best = (1 - a).sqrt() / (0.25 * a + 1 - a)  # Cov(eps, x_t) / Var(x_t)
     # Adam's last steps are small, but each sees 4 · 256 pixels a time: 3 % scatter, averaged down
@@ -182,29 +184,79 @@ def test_the_training_loop_learns_the_closed_form_gain(bind):
 def test_mistakes_are_named():
     schedule, x0 = linear(), torch.zeros(2, 1, 4, 4)
     with pytest.raises(ParameterError, match="prediction is one of"):
-        loss_fn(schedule, prediction="noise")
-    with pytest.raises(ParameterError, match="prediction is one of"):
-        noise_predictor(lambda x, t: x, schedule, "score")
+        Process(schedule, prediction="noise")
     with pytest.raises(ParameterError, match="min_snr"):
-        denoising_loss(lambda x, t: x, x0, schedule, min_snr=0)
+        Process(schedule, min_snr=0)
+    with pytest.raises(ParameterError, match="residual_std"):
+        Process(schedule, residual_std=0)
+    with pytest.raises(ParameterError, match="takes an estimate"):
+        Process(schedule, residual=True).loss(lambda x, t: x, x0)
+    with pytest.raises(ParameterError, match="takes none"):
+        Process(schedule).predictor(lambda x, t: x, x0)
     with pytest.raises(ShapeError, match="first half"):
-        denoising_loss(lambda x, t: torch.cat([x, x], 1), x0, schedule)
+        Process(schedule).loss(lambda x, t: torch.cat([x, x], 1), x0)
+    with pytest.raises(ParameterError, match="describes no diffusion process"):
+        Process.from_spec({"schedule": "cosine", "spread": 1.0})
+
+
+def test_a_process_is_what_its_spec_says():
+    for process in (
+        Process(linear()),
+        Process(cosine(500), "v", residual=True, residual_std=0.15),
+        Process(linear(), "x0", times=(900, 400, 10), min_snr=5.0),
+    ):
+        spec = process.to_spec()
+        again = Process.from_spec(json.loads(json.dumps(spec)))
+        assert again.to_spec() == spec and again.times == process.times
+        assert torch.equal(again.schedule.alpha_bar, process.schedule.alpha_bar)
+    assert Process(linear()).to_spec() == {"schedule": "linear", "T": 1000, "prediction": "eps"}
+
+
+def test_fast_ddpm_trains_at_its_own_times_only():
+    seen = []
+    process = Process(linear(), times=(1000, 600, 100))
+    process.loss(lambda x, t: seen.append(t) or x, torch.zeros(6, 1, 2, 2), generator=seeded(1))
+    assert sorted(seen[0].tolist()) == [100, 100, 600, 600, 1000, 1000]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_centred_network_turns_an_oracle_of_the_difference_into_one_of_x0(prediction):
-    """A network that knows x0 - centre exactly gives, centred, exactly what one that knows x0 would."""
-    schedule = cosine()
-    generator = torch.Generator().manual_seed(5)
-    x0, centre, eps = (torch.randn(6, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+def test_a_residual_process_turns_an_oracle_of_the_difference_into_one_of_x0(prediction):
+    """A network that knows (x0 - estimate) / residual_std exactly answers like one that knows x0."""
+    process = Process(cosine(), prediction, residual=True, residual_std=0.5)
+    schedule, generator = process.schedule, torch.Generator().manual_seed(5)
+    x0, estimate, eps = (torch.randn(6, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     t = torch.tensor([1, 50, 300, 700, 950, 1000])
+    difference = (x0 - estimate) / 0.5
 
-    def oracle(clean):
-        def network(x_t, t):
-            torch.testing.assert_close(x_t, q_sample(schedule, clean, t, eps))
-            return {"eps": eps, "x0": clean, "v": v_from(schedule, t, x0=clean, eps=eps)}[prediction]
+    def oracle(x_t, t):
+        torch.testing.assert_close(x_t, q_sample(schedule, difference, t, eps))
+        return {"eps": eps, "x0": difference, "v": v_from(schedule, t, x0=difference, eps=eps)}[prediction]
 
-        return network
+    x_t = q_sample(schedule, process.to_chain(x0), t, eps)
+    found = process.predictor(oracle, estimate)(x_t, t)
+    # the smallest noise, √(1 - ᾱ_1), and the cosine's 1/√ᾱ_T amplify double rounding
+    torch.testing.assert_close(found, eps, rtol=0, atol=1e-9)
+    torch.testing.assert_close(process.from_chain(process.to_chain(x0)), x0)
+    exact = process.loss(
+        lambda x, t: oracle_of(schedule, difference, x, t, prediction), x0, estimate, generator=seeded(2)
+    )
+    assert float(exact) < 1e-10
 
-    found = centred(oracle(x0 - centre), schedule, centre, prediction)(q_sample(schedule, x0, t, eps), t)
-    torch.testing.assert_close(found, oracle(x0)(q_sample(schedule, x0, t, eps), t))
+
+def oracle_of(schedule, clean, x_t, t, prediction):
+    """The exact answer of a network that sees ``clean`` noised."""
+    eps_hat = eps_from(schedule, x_t, t, "x0", clean)
+    return {"x0": clean, "eps": eps_hat, "v": v_from(schedule, t, x0=clean, eps=eps_hat)}[prediction]
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    x = torch.zeros(4, 1, 5, 5)
+    whole = noise_like(x, image_generators(seeded(3), 4))
+    fewer = noise_like(x[:2], image_generators(seeded(3), 2))
+    assert torch.equal(whole[:2], fewer) and torch.equal(whole[:1], noise_like(x[:1], seeded(3)))
+    assert len({tuple(image.flatten().tolist()) for image in whole}) == 4
+    used = seeded(3)
+    first, second = (noise_like(x, image_generators(used, 4)) for _ in range(2))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))  # a second call draws anew
+    with pytest.raises(ParameterError, match="as many generators"):
+        noise_like(x, image_generators(None, 3))

@@ -35,7 +35,7 @@ class _Linear(torch.autograd.Function):
 
 
 class Projector:
-    """Line integrals of an image, as an operator: ``A``, ``A_adjoint``, ``A_dagger`` (FBP).
+    """Line integrals of an image: ``A``, ``A_adjoint``, and filtered backprojection.
 
     Use :func:`projector`, which keeps built projectors in memory, keyed by the geometry's values.
     """
@@ -85,10 +85,6 @@ class Projector:
         """The exact transpose of :meth:`A` (unfiltered backprojection)."""
         self._expect(sinogram, self.sinogram_shape, "a sinogram")
         return _Linear.apply(sinogram, self._backward, self._forward)
-
-    def A_dagger(self, sinogram: torch.Tensor) -> torch.Tensor:
-        """An approximate inverse of :meth:`A`: FBP with the pure ramp."""
-        return self.fbp(sinogram, "ramp")
 
     def fbp(self, sinogram: torch.Tensor, kernel: str | Kernel = "ramp") -> torch.Tensor:
         """Filtered backprojection: line integrals -> attenuation in 1/mm; 0 outside the field of view."""

@@ -8,7 +8,9 @@ stream.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,7 +32,8 @@ PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
 
 ENDLESS = 2**40  # samples
 
-BORDER = 4  # pixels around a patch, for the blur that edges get
+BORDER = 4
+"""Margin in pixels that is cut off after the edge blur, so that its border effect is not seen."""
 
 
 def random_kernel(rng: np.random.Generator) -> Kernel:
@@ -104,6 +107,34 @@ def scanner_noise(
     return out, blur
 
 
+class Slices(Protocol):
+    """Where a bank's slices come from; ``sharp`` if their edges still lack the blur of a scanner's kernel."""
+
+    sharp: bool
+
+    def __call__(self, rng: np.random.Generator, count: int, *, size: int) -> Sequence[np.ndarray]: ...
+
+
+class PhantomSlices:
+    """Noise-free slices of random phantoms."""
+
+    sharp = True
+
+    def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
+        return phantom_slices(rng, count, size=size)
+
+
+@dataclass(frozen=True)
+class ScanSlices:
+    """Slices of a collection's full-dose scans, which have their scanner's edges and noise already."""
+
+    collection: Collection
+    sharp = False
+
+    def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> list[np.ndarray]:
+        return [images[0] for images in _draw_scans(self.collection, rng, count, lambda case: (case.load_full(),))]
+
+
 @dataclass(frozen=True)
 class PatchConfig:
     """What is drawn for every patch."""
@@ -111,50 +142,59 @@ class PatchConfig:
     seed: int = 0
     patch: int = 64  # pixels a side
     size: int = 512  # pixels a side of the slices and noise images in the banks
-    slices: int = 256  # phantom slices in the bank
-    photographs: int = 128
-    noises: int = 160
+    n_slices: int = 256  # phantom slices in the bank
+    n_photographs: int = 128
+    n_noises: int = 160
     refresh: int = 64_000  # samples between two drawings of the banks
     photograph_share: float = 0.4
-    sd_low_hu: float = 6.0
-    sd_high_hu: float = 130.0
-    blur: tuple[float, float] = (0.4, 1.1)  # of the kernel's own edge blur; below 1, phantoms keep finer detail
-    mix: float = 0.25  # share of samples whose noise adds two of the bank's, for spectra in between
-    full_sd_hu: tuple[float, float] | None = None  # where given, samples hold a full-dose image with this noise too
+    noise_sd_hu: tuple[float, float] = (6.0, 130.0)  # of the low-dose image, log-uniform
+    edge_blur_range: tuple[float, float] = (0.4, 1.1)  # of the kernel's own edge blur; below 1 keeps finer detail
+    mix_probability: float = 0.25  # of noise that adds two of the bank's, for spectra in between
+    full_dose_noise_sd_hu: tuple[float, float] | None = None  # adds "full_dose_hu", an image with this noise
 
     def __post_init__(self):
-        if not 0 < self.sd_low_hu < self.sd_high_hu:
-            raise ParameterError(f"the noise range must rise, got {self.sd_low_hu} to {self.sd_high_hu} HU")
+        for name in ("noise_sd_hu", "full_dose_noise_sd_hu"):
+            pair = getattr(self, name)
+            if pair is not None and not 0 < pair[0] < pair[1]:
+                raise ParameterError(f"{name} is a rising pair of HU above 0, got {pair}")
         if self.patch < 16 or self.patch > 512:
             raise ParameterError(f"patch must lie between 16 and 512 pixels, got {self.patch}")
-        if self.full_sd_hu is not None and not 0 < self.full_sd_hu[0] < self.full_sd_hu[1]:
-            raise ParameterError(f"full_sd_hu is a rising pair of HU above 0, got {self.full_sd_hu}")
+
+    def open(self, collection: Collection | None = None) -> Dataset:
+        """The stream of phantoms and photographs, of a collection's pairs, or of its full-dose scans."""
+        if collection is None:
+            return NoisePatches(self)
+        if len(collection.pairs()):
+            return PairedPatches(collection, self)
+        return NoisePatches(self, slices=ScanSlices(collection))
+
+    def tiny(self) -> PatchConfig:
+        """Small patches from banks that are drawn at once, to see that a training starts."""
+        return replace(self, patch=64, size=128, n_slices=4, n_photographs=2, n_noises=2)
 
 
-def _sample(n: int, ldct, clean, full, config: PatchConfig) -> dict[str, torch.Tensor]:
+def _sample(n: int, ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Tensor]:
     """What both datasets give; the stated noise has a floor, because a loss divides by it."""
-    sd = max(float((ldct - clean).std()), 0.5 * config.sd_low_hu)
+    sd = max(float((ldct - target).std()), 0.5 * config.noise_sd_hu[0])
     sample = {
         "ldct_hu": torch.from_numpy(ldct[None]),
-        "clean_hu": torch.from_numpy(clean[None]),
-        "sd_hu": torch.tensor(sd, dtype=torch.float32),
-        "n": torch.tensor(n),
+        "target_hu": torch.from_numpy(target[None]),
+        "noise_sd_hu": torch.tensor(sd, dtype=torch.float32),
     }
-    if config.full_sd_hu is not None:
-        sample["full_hu"] = torch.from_numpy(full[None])
+    if config.full_dose_noise_sd_hu is not None:
+        sample["full_dose_hu"] = torch.from_numpy(full_dose[None])
     return sample
 
 
 class NoisePatches(Dataset):
-    """``dataset[n]`` -> {"ldct_hu", "clean_hu" (1, P, P) float32, "sd_hu", "n" scalars}: an endless stream.
+    """``dataset[n]`` -> {"ldct_hu", "target_hu" (1, P, P) float32 in HU, "noise_sd_hu" scalar}: an endless stream.
 
-    With ``config.full_sd_hu`` also "full_hu", the same object as a full-dose scan shows it, with noise of its own that
-    is independent of the low dose's; slices that are scans are that already.
+    The target is noise-free. With ``config.full_dose_noise_sd_hu`` also "full_dose_hu", the same object as a full-dose
+    scan shows it, with noise of its own that is independent of the low dose's; slices that are scans are that already.
     """
 
-    def __init__(self, config: PatchConfig = PatchConfig(), *, draw_slices=phantom_slices):
-        """``draw_slices(rng, count, size=...)`` gives the slices of a bank: phantoms, or :func:`scan_slices`."""
-        self.config, self._draw_slices = config, draw_slices
+    def __init__(self, config: PatchConfig = PatchConfig(), *, slices: Slices = PhantomSlices()):
+        self.config, self._draw_slices = config, slices
         self._generation = None
 
     def __len__(self) -> int:
@@ -165,14 +205,15 @@ class NoisePatches(Dataset):
         if generation != self._generation:
             rng = np.random.default_rng([self.config.seed, 0xBA27, generation])
             self._slices = [
-                image.astype(np.float16) for image in self._draw_slices(rng, self.config.slices, size=self.config.size)
+                image.astype(np.float16)
+                for image in self._draw_slices(rng, self.config.n_slices, size=self.config.size)
             ]
             self._photographs = [
                 random_hu(rng, min_size=max(128, self.config.patch + 2 * BORDER)).astype(np.float16)
-                for _ in range(self.config.photographs)
+                for _ in range(self.config.n_photographs)
             ]
-            bodies = [image.astype(np.float32) for image in self._slices[:: max(1, self.config.slices // 32)]]
-            noises, self._blur = scanner_noise(rng, self.config.noises, size=self.config.size, bodies=bodies)
+            bodies = [image.astype(np.float32) for image in self._slices[:: max(1, self.config.n_slices // 32)]]
+            noises, self._blur = scanner_noise(rng, self.config.n_noises, size=self.config.size, bodies=bodies)
             self._noises = noises.astype(np.float16)
             self._generation = generation
 
@@ -183,22 +224,21 @@ class NoisePatches(Dataset):
         if rng.random() < c.photograph_share:
             clean, sharp = self._crop(self._photographs[rng.integers(len(self._photographs))], rng, border=BORDER), True
         else:
-            clean = self._body_crop(self._slices[rng.integers(len(self._slices))], rng)
-            sharp = self._draw_slices is phantom_slices  # a scan has its scanner's edges already
+            clean, sharp = self._body_crop(self._slices[rng.integers(len(self._slices))], rng), self._draw_slices.sharp
         noise, blur = self._noise(rng)
-        if rng.random() < c.mix:
+        if rng.random() < c.mix_probability:
             weight = rng.uniform(0, 1)
             noise = math.sqrt(weight) * noise + math.sqrt(1 - weight) * self._noise(rng)[0]
-        sigma_px = blur * rng.uniform(*c.blur)
+        sigma_px = blur * rng.uniform(*c.edge_blur_range)
         clean = self._blurred(clean, sigma_px if sharp else 0.0)
-        sd = float(np.exp(rng.uniform(np.log(c.sd_low_hu), np.log(c.sd_high_hu))))
+        sd = float(np.exp(rng.uniform(*np.log(c.noise_sd_hu))))
         ldct = clean + sd * noise
         if rng.random() < 0.5:
             ldct = np.maximum(ldct, -1024.0)  # scanners store nothing below
-        full = clean
-        if c.full_sd_hu is not None and self._draw_slices is phantom_slices:
-            full = clean + float(np.exp(rng.uniform(*np.log(c.full_sd_hu)))) * self._noise(rng)[0]
-        return _sample(n, ldct, clean, full, c)
+        full_dose = clean
+        if c.full_dose_noise_sd_hu is not None and self._draw_slices.sharp:
+            full_dose = clean + float(np.exp(rng.uniform(*np.log(c.full_dose_noise_sd_hu)))) * self._noise(rng)[0]
+        return _sample(n, ldct, clean, full_dose, c)
 
     def _noise(self, rng):
         i = rng.integers(len(self._noises))
@@ -223,16 +263,16 @@ class NoisePatches(Dataset):
 
 
 class PairedPatches(Dataset):
-    """The same stream from a collection of real pairs: "clean_hu" is then the full-dose scan with its own noise.
+    """The same stream from a collection of real pairs: the target is then the full-dose scan with its own noise.
 
-    A bank of ``config.slices`` slice pairs is drawn anew every ``config.refresh`` samples.
+    A bank of ``config.n_slices`` slice pairs is drawn anew every ``config.refresh`` samples.
     """
 
     def __init__(self, collection: Collection, config: PatchConfig = PatchConfig()):
         self.config, self._collection = config, collection.pairs()
         if not len(self._collection):
             raise ScanError(
-                f"{collection.name} holds no case with both doses: give pairs, or use scan_slices to "
+                f"{collection.name} holds no case with both doses: give pairs, or use ScanSlices to "
                 "train on full-dose scans with simulated noise"
             )
         self._generation = None
@@ -245,19 +285,10 @@ class PairedPatches(Dataset):
         if n // c.refresh != self._generation:
             self._generation = n // c.refresh
             rng = np.random.default_rng([c.seed, 0xBA28, self._generation])
-            self._bank = _draw_scans(self._collection, rng, c.slices, lambda case: case.load_pair())
+            self._bank = _draw_scans(self._collection, rng, c.n_slices, lambda case: case.load_pair())
         rng = np.random.default_rng([c.seed, 0x5A3C, n])
         full, low = _body_crops(self._bank[rng.integers(len(self._bank))], c.patch, rng)
         return _sample(n, low, full, full, c)
-
-
-def scan_slices(collection: Collection):
-    """``draw_slices`` for :class:`NoisePatches` from the full-dose scans of a collection."""
-
-    def draw(rng: np.random.Generator, count: int, *, size: int = 512) -> list[np.ndarray]:
-        return [images[0] for images in _draw_scans(collection, rng, count, lambda case: (case.load_full(),))]
-
-    return draw
 
 
 def _draw_scans(collection, rng, count, load) -> list[tuple[np.ndarray, ...]]:

@@ -1,4 +1,4 @@
-"""What a diffusion network learns: the forward process, its three equivalent targets, their weighted loss.
+"""The forward process, what a network predicts of it, and the loss that it is trained with.
 
     x_t = √ᾱ_t x0 + √(1 − ᾱ_t) eps                  (DDPM Eq. 4)
     v   = √ᾱ_t eps − √(1 − ᾱ_t) x0                  (Salimans & Ho 2022, §4)
@@ -9,28 +9,55 @@ Images, latents and noise have one shape (B, …); t is an int or int64 (B,), fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ldctlib.diffusion import schedule as schedules
 from ldctlib.diffusion.schedule import Schedule
 from ldctlib.errors import ParameterError, ShapeError
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """network(x_t, t) with t int64 (B,); conditions are bound by closure."""
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for a batch, or one for each of its images."""
+
 PREDICTIONS = ("eps", "x0", "v")
 
 
-def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def noise_like(x: Tensor, generator: Generators = None) -> Tensor:
     """Standard normal noise of x's shape, dtype and device, drawn on the generator's device.
 
-    A CPU generator therefore gives the same noise wherever x lives.
+    A CPU generator therefore gives the same noise wherever x lives. With one generator for each image, an image's
+    noise does not depend on the batch that it is in.
     """
+    if isinstance(generator, Sequence):
+        if len(generator) != len(x):
+            raise ParameterError(f"{len(x)} images need as many generators, got {len(generator)}")
+        return torch.cat([noise_like(x[i : i + 1], g) for i, g in enumerate(generator)])
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+
+def image_generators(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
+    """A generator for each of ``count`` images, so that no image depends on how many come with it.
+
+    The first draws from ``generator`` itself (seed 0 without one), image k from a stream that follows from the
+    generator's state and k.
+    """
+    root = torch.Generator().manual_seed(0) if generator is None else generator
+    state = hashlib.sha256(root.get_state().numpy().tobytes())
+    streams = [root]
+    for k in range(1, count):
+        own = state.copy()
+        own.update(k.to_bytes(8, "big"))
+        streams.append(torch.Generator(root.device).manual_seed(int.from_bytes(own.digest()[:8], "big") >> 1))
+    return streams[:count]
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
@@ -63,35 +90,107 @@ def eps_from(schedule: Schedule, x_t: Tensor, t: int | Tensor, prediction: str, 
     return value if prediction == "eps" else signal * value + noise * x_t
 
 
-def noise_predictor(network: Network, schedule: Schedule, prediction: str = "eps") -> Network:
-    """A network that predicts "eps", "x0" or "v" as the ``eps(x_t, t)`` that samplers take."""
-    _check_prediction(prediction)
+@dataclass(frozen=True)
+class Process:
+    """A diffusion and the task of its network: which noise levels, which target, of x0 or of what separates it from
+    an estimate.
 
-    def eps(x_t: Tensor, t: Tensor) -> Tensor:
-        value = network(x_t, t)
-        _check_shape(value, x_t)
-        return eps_from(schedule, x_t, t, prediction, value.to(x_t.dtype))
-
-    return eps
-
-
-def centred(network: Network, schedule: Schedule, centre: Tensor, prediction: str) -> Network:
-    """A network of the noised *difference* x0 - centre as one of x_t itself.
-
-    x_t - √ᾱ_t centre is the difference noised by the same eps, so the diffusion is the same and only the network's
-    task changes: it starts from "x0 is the centre" instead of from nothing. ``centre`` (B, …) is known, such as the
-    degraded image (Whang et al. 2022 take a first estimate).
+    prediction : "eps", "x0" or "v".
+    residual : the network sees and predicts the noised *difference* x0 - estimate. x_t - √ᾱ_t estimate is that
+        difference noised by the same eps, so the diffusion is the same and the network starts from "x0 is the
+        estimate" instead of from nothing (Whang et al. 2022).
+    residual_std : unit of the noise, in x0's: about the standard deviation of x0, or of the difference (edm2's
+        sigma_data). The chain runs on x0 / residual_std; :meth:`to_chain` and :meth:`from_chain` convert.
+    times : the times that the network is trained at, all of 1 … T by default (Fast-DDPM has ten).
+    min_snr : γ of min-SNR-γ weights (Hang et al. 2023), or None for DDPM's simple loss (Eq. 14).
     """
-    _check_prediction(prediction)
 
-    def of_x_t(x_t: Tensor, t: Tensor) -> Tensor:
-        signal, noise = schedule.scales(t, x_t)
-        value = network(x_t - signal * centre, t)
-        if prediction == "eps":
-            return value
-        return value + centre if prediction == "x0" else value - noise * centre
+    schedule: Schedule
+    prediction: str = "eps"
+    residual: bool = False
+    residual_std: float = 1.0
+    times: tuple[int, ...] | None = None
+    min_snr: float | None = None
 
-    return of_x_t
+    def __post_init__(self):
+        _check_prediction(self.prediction)
+        if not self.residual_std > 0:
+            raise ParameterError(f"residual_std must be positive, got {self.residual_std}")
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise ParameterError(f"min_snr is a positive number, usually 5, or None, got {self.min_snr}")
+        if self.times is not None:
+            object.__setattr__(self, "times", self.schedule.check_times(self.times))
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Process:
+        """The process that :meth:`to_spec` described, as recipes and checkpoints write it."""
+        options = dict(spec)
+        try:
+            plan = schedules.named(options.pop("schedule"), options.pop("T", None))
+            return cls(plan, **options)
+        except (KeyError, TypeError) as error:
+            raise ParameterError(f"{dict(spec)} describes no diffusion process: {error}") from error
+
+    def to_spec(self) -> dict[str, Any]:
+        """The process as plain JSON: the schedule by name and length, and what is not a default."""
+        spec: dict[str, Any] = {"schedule": self.schedule.name, "T": self.schedule.T, "prediction": self.prediction}
+        extra = dict(residual=self.residual, residual_std=self.residual_std, min_snr=self.min_snr)
+        extra["times"] = None if self.times is None else list(self.times)
+        defaults = dict(residual=False, residual_std=1.0, min_snr=None, times=None)
+        return spec | {name: value for name, value in extra.items() if value != defaults[name]}
+
+    def to_chain(self, x: Tensor) -> Tensor:
+        """x0, or an estimate of it, in the unit of the chain."""
+        return x if self.residual_std == 1 else x / self.residual_std
+
+    def from_chain(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`to_chain`."""
+        return x if self.residual_std == 1 else x * self.residual_std
+
+    def loss(self, network: Network, x0: Tensor, estimate: Tensor | None = None, *, generator=None) -> Tensor:
+        """Mean weighted squared error of the prediction at random times (DDPM Eq. 14; MAN Eq. 7): a float32 scalar.
+
+        x0, estimate : (B, …), the estimate with ``residual`` only. Raises ShapeError when the network does not answer
+        in x0's shape (a learned variance is extra channels).
+        """
+        network, x0 = self._of_x_t(network, estimate), self.to_chain(x0)
+        t = sample_times(self.schedule, len(x0), generator=generator, device=x0.device, times=self.times)
+        eps = noise_like(x0, generator)
+        weight = loss_weight(self.schedule, t, self.prediction, self.min_snr)
+        value = network(q_sample(self.schedule, x0, t, eps), t)
+        _check_shape(value, x0)
+        target = {"eps": eps, "x0": x0}.get(self.prediction)
+        target = v_from(self.schedule, t, x0=x0, eps=eps) if target is None else target
+        error = (value.float() - target.float()).square().flatten(1).mean(1)
+        return (weight * error).mean()
+
+    def predictor(self, network: Network, estimate: Tensor | None = None) -> Network:
+        """The network as the noise predictor ``eps(x_t, t)`` of samplers; x_t is in the unit of the chain."""
+        of_x_t = self._of_x_t(network, estimate)
+
+        def eps(x_t: Tensor, t: Tensor) -> Tensor:
+            value = of_x_t(x_t, t)
+            _check_shape(value, x_t)
+            return eps_from(self.schedule, x_t, t, self.prediction, value.to(x_t.dtype))
+
+        return eps
+
+    def _of_x_t(self, network: Network, estimate: Tensor | None) -> Network:
+        """A network of the noised difference from the estimate as one of x_t itself."""
+        if self.residual != (estimate is not None):
+            raise ParameterError("a residual process takes an estimate, any other takes none")
+        if estimate is None:
+            return network
+        estimate = self.to_chain(estimate)
+
+        def of_x_t(x_t: Tensor, t: Tensor) -> Tensor:
+            signal, noise = self.schedule.scales(t, x_t)
+            value = network(x_t - signal * estimate, t)
+            if self.prediction == "eps":
+                return value
+            return value + estimate if self.prediction == "x0" else value - noise * estimate
+
+        return of_x_t
 
 
 def sample_times(
@@ -100,7 +199,7 @@ def sample_times(
     *,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
-    times: Sequence[int] | None = None,
+    times: Iterable[int] | None = None,
 ) -> Tensor:
     """Training times, int64 (batch,), uniform over 1 … T, or over ``times``, as in Fast-DDPM.
 
@@ -126,62 +225,9 @@ def loss_weight(schedule: Schedule, t: Tensor, prediction: str, min_snr: float |
     _check_prediction(prediction)
     if min_snr is None:
         return torch.ones(t.shape, device=t.device)
-    if not min_snr > 0:
-        raise ParameterError(f"min_snr is a positive number, usually 5, or None, got {min_snr}")
     snr = schedule.snr(t)
     # ‖eps − eps_hat‖² = SNR ‖x0 − x0_hat‖² and ‖v − v_hat‖² = (SNR + 1) ‖x0 − x0_hat‖²
     return snr.clamp(max=min_snr) / {"eps": snr, "x0": 1.0, "v": snr + 1}[prediction]
-
-
-def denoising_loss(
-    network: Network,
-    x0: Tensor,
-    schedule: Schedule,
-    *,
-    prediction: str = "eps",
-    min_snr: float | None = None,
-    times: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Mean weighted squared error of a prediction at random times (DDPM Eq. 14; MAN Eq. 7): a float32 scalar.
-
-    Raises ShapeError when the network does not answer in x0's shape (a learned variance is extra channels).
-    """
-    t = sample_times(schedule, len(x0), generator=generator, device=x0.device, times=times)
-    eps = noise_like(x0, generator)
-    weight = loss_weight(schedule, t, prediction, min_snr)
-    value = network(q_sample(schedule, x0, t, eps), t)
-    _check_shape(value, x0)
-    target = {"eps": eps, "x0": x0, "v": v_from(schedule, t, x0=x0, eps=eps)}[prediction]
-    error = (value.float() - target.float()).square().flatten(1).mean(1)
-    return (weight * error).mean()
-
-
-def loss_fn(
-    schedule: Schedule,
-    bind: Callable[[nn.Module, Any, torch.Generator | None], tuple[Tensor, Network]] | None = None,
-    *,
-    prediction: str = "eps",
-    min_snr: float | None = None,
-    times: Sequence[int] | None = None,
-) -> Callable[[nn.Module, Any, torch.Generator | None], Tensor]:
-    """:func:`denoising_loss` as the ``loss_fn(model, batch, generator)`` of :func:`ldctlib.training.train`.
-
-    bind(model, batch, generator) -> (x0, network) takes x0 out of the batch and binds its conditions:
-
-        bind = lambda model, batch, generator: (batch["z"], lambda z_t, t: model(z_t, t, batch["c"]))
-
-    Without it the batch is x0 and the model itself is the network.
-    """
-    _check_prediction(prediction)
-
-    def loss(model: nn.Module, batch: Any, generator: torch.Generator | None) -> Tensor:
-        x0, network = (batch, model) if bind is None else bind(model, batch, generator)
-        return denoising_loss(
-            network, x0, schedule, prediction=prediction, min_snr=min_snr, times=times, generator=generator
-        )
-
-    return loss
 
 
 def _check_prediction(prediction: str) -> None:

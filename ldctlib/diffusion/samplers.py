@@ -2,16 +2,18 @@
 
 Each is a generator function with one contract:
 
-    for step in ddim(eps, x_t, schedule, schedule.times(30)):
+    for step in ddim(eps, x_t, schedule, schedule.times(30), generator=generator):
         show(step.x0_hat)  # draw, count, break: the loop is yours
     image = step.x0_hat
 
 eps(x_t, t) -> eps_hat    noise predictor; t is int64 (B,), conditions are bound by closure
 x_t                       (B, …) at ``times[0]``: pure noise, or a noised image to start mid-chain
-times                     falling, in 1 … T, one network evaluation each (:meth:`Schedule.times`)
+times                     visited times in 1 … T, one network evaluation each (:meth:`Schedule.times`). Where the next
+                          time is larger, x0_hat is noised afresh to it: time travel
+generator                 one for the batch, or one for each image; deterministic samplers draw from it in time travel only
 clamp_x0=(low, high)      clamps every x0_hat, for data that ends there; None never does
 
-At the last time the next one is 0, where each update equals x0_hat: the last ``x0_hat`` is the sample.
+After the last time comes 0, where each update equals x0_hat: the last ``x0_hat`` is the sample.
 Sampling is in float32 at least, whatever the network computes in: 1/√ᾱ_t amplifies the rounding of eps_hat.
 Bad arguments raise ParameterError at the first step.
 """
@@ -25,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldctlib.diffusion.process import eps_from, noise_like, x0_from
+from ldctlib.diffusion.process import Generators, eps_from, noise_like, q_sample, x0_from
 from ldctlib.diffusion.schedule import Schedule
 from ldctlib.errors import ParameterError, ShapeError
 
@@ -36,9 +38,11 @@ Limits = tuple[float, float] | None
 class Step(NamedTuple):
     """Where a sampler stands."""
 
+    i: int  # number of the step, from 0
     t: int
     x_t: Tensor  # (B, …)
-    x0_hat: Tensor  # what the network makes of x_t
+    x0_hat: Tensor  # estimate of x0 that the sampler goes on with
+    x0_prior: Tensor  # what the network alone makes of x_t, before a measurement corrects it
 
 
 def final(steps: Iterable[Step]) -> Tensor:
@@ -55,25 +59,26 @@ def ddpm(
     schedule: Schedule,
     times: Sequence[int],
     *,
+    generator: Generators = None,
     clamp_x0: Limits = None,
-    generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
     """Ancestral sampling: x_s from the posterior q(x_s | x_t, x0_hat) (Ho et al. 2020, Eqs 6, 7 and 11).
 
     Between any two times the equations hold with α = ᾱ_t / ᾱ_s. The variance is the posterior's, β̃.
     """
     x = at_least_float32(x_t)
-    for t, s in pairs(schedule, times):
+    for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_hat, _ = predict(eps, x, t, schedule, clamp_x0)
-        yield Step(t, x, x0_hat)
-        if s == 0:
-            return
-        alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
-        alpha = alpha_bar_t / alpha_bar_s
-        beta = 1 - alpha
-        mean = (sqrt(alpha_bar_s) * beta * x0_hat + sqrt(alpha) * (1 - alpha_bar_s) * x) / (1 - alpha_bar_t)
-        sigma = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta)
-        x = mean + sigma * noise_like(x, generator)
+        yield Step(i, t, x, x0_hat, x0_hat)
+        if s >= t:
+            x = q_sample(schedule, x0_hat, s, noise_like(x, generator))
+        elif s > 0:
+            alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
+            alpha = alpha_bar_t / alpha_bar_s
+            beta = 1 - alpha
+            mean = (sqrt(alpha_bar_s) * beta * x0_hat + sqrt(alpha) * (1 - alpha_bar_s) * x) / (1 - alpha_bar_t)
+            sigma = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta)
+            x = mean + sigma * noise_like(x, generator)
 
 
 @torch.no_grad()
@@ -83,54 +88,67 @@ def ddim(
     schedule: Schedule,
     times: Sequence[int],
     *,
+    generator: Generators = None,
     eta: float = 0.0,
     clamp_x0: Limits = None,
-    generator: torch.Generator | None = None,
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2021, Eqs 12, 16). η = 0 is MAN's Eq. 6: deterministic, of order 1. η = 1 is DDPM."""
     if not 0 <= eta <= 1:
         raise ParameterError(f"eta lies in 0 (deterministic) … 1 (ancestral), got {eta}")
     x = at_least_float32(x_t)
-    for t, s in pairs(schedule, times):
+    for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_hat, eps_hat = predict(eps, x, t, schedule, clamp_x0)
-        yield Step(t, x, x0_hat)
-        if s == 0:
-            return
-        alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
-        sigma = eta * sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
-        x = sqrt(alpha_bar_s) * x0_hat + sqrt(1 - alpha_bar_s - sigma**2) * eps_hat
-        if eta > 0:
-            x = x + sigma * noise_like(x, generator)
+        yield Step(i, t, x, x0_hat, x0_hat)
+        if s >= t:
+            x = q_sample(schedule, x0_hat, s, noise_like(x, generator))
+        elif s > 0:
+            alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
+            sigma = eta * sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
+            x = sqrt(alpha_bar_s) * x0_hat + sqrt(1 - alpha_bar_s - sigma**2) * eps_hat
+            if eta > 0:
+                x = x + sigma * noise_like(x, generator)
 
 
 @torch.no_grad()
 def dpm_solver_pp_2m(
-    eps: NoisePredictor, x_t: Tensor, schedule: Schedule, times: Sequence[int], *, clamp_x0: Limits = None
+    eps: NoisePredictor,
+    x_t: Tensor,
+    schedule: Schedule,
+    times: Sequence[int],
+    *,
+    generator: Generators = None,
+    clamp_x0: Limits = None,
 ) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): DDIM's path, of order 2, at one evaluation a step.
 
     In λ = log(√ᾱ / √(1 − ᾱ)) the path is linear but for x0_hat, which a line through its last two values
-    extrapolates to the middle of the step. The last step, to λ = ∞, is of order 1.
+    extrapolates to the middle of the step. The last step, to λ = ∞, is of order 1, and so is one after time travel.
     """
     x = at_least_float32(x_t)
     x0_before = h_before = None
-    for t, s in pairs(schedule, times):
+    for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_hat, _ = predict(eps, x, t, schedule, clamp_x0)
-        yield Step(t, x, x0_hat)
-        if s == 0:
-            return
-        alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
-        h = half_log_snr(alpha_bar_s) - half_log_snr(alpha_bar_t)
-        D = x0_hat
-        if x0_before is not None:
-            r = h_before / h
-            D = (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * x0_before
-        x = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) * x - sqrt(alpha_bar_s) * expm1(-h) * D
-        x0_before, h_before = x0_hat, h
+        yield Step(i, t, x, x0_hat, x0_hat)
+        if s >= t:
+            x = q_sample(schedule, x0_hat, s, noise_like(x, generator))
+            x0_before = h_before = None
+        elif s > 0:
+            alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
+            h = half_log_snr(alpha_bar_s) - half_log_snr(alpha_bar_t)
+            D = x0_hat
+            if x0_before is not None:
+                r = h_before / h
+                D = (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * x0_before
+            x = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) * x - sqrt(alpha_bar_s) * expm1(-h) * D
+            x0_before, h_before = x0_hat, h
+
+
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "dpm_solver_pp_2m": dpm_solver_pp_2m}
+"""By the names that methods and command lines take."""
 
 
 def pairs(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Each time t with the next smaller one s; the last s is 0. ParameterError for times that do not fall."""
+    """Each visited time t with the next one s; after the last comes 0. ParameterError for times outside 1 … T."""
     times = schedule.check_times(times)
     return zip(times, (*times[1:], 0), strict=True)
 

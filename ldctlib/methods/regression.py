@@ -6,47 +6,31 @@ import torch
 
 from ldctlib import checkpoints
 from ldctlib.errors import ParameterError
-from ldctlib.methods.denoiser import Denoiser, give_back, keep_share
-from ldctlib.units import Range
+from ldctlib.methods.denoiser import Trained
+from ldctlib.pipelines import RegressionNetwork
 
 
-def one_pass(model: torch.nn.Module, span: Range, x_hu: torch.Tensor) -> torch.Tensor:
-    """(B, 1, H, W) in HU through a regression network of that range and back, of any size."""
-    least = getattr(model, "min_size", 1)  # RED-CNN's unpadded convolutions need some pixels
-    h, w = x_hu.shape[-2:]
-    if min(h, w) < least:
-        x_hu = torch.nn.functional.pad(x_hu, (0, max(0, least - w), 0, max(0, least - h)), mode="replicate")
-    return span.from_model(model(span.to_model(x_hu)))[..., :h, :w]
+def network(*, device, name: str, path=None, self_ensemble: int = 1) -> Trained:
+    """A regression network.
 
-
-def network(
-    *, device, name: str, path=None, keep: float | None = None, mean_px: float = 12.0, turns: int = 1
-) -> Denoiser:
-    """A regression network trained towards the noise-free truth.
-
-    keep, mean_px : see :func:`~ldctlib.methods.denoiser.give_back`.
-    turns : 1, 2, 4 or 8 turned and mirrored passes averaged.
+    self_ensemble : average over 1, 2, 4 or 8 flips and transpositions.
     """
-    checkpoint = checkpoints.load(path or checkpoints.shipped(name), map_location=device)
-    model = checkpoints.build(checkpoint, map_location=device).to(memory_format=torch.channels_last)
-    share = keep_share(keep, checkpoint)
-    if turns not in (1, 2, 4, 8):
-        raise ParameterError(f"turns is 1, 2, 4 or 8, got {turns}")
-    span = checkpoint.range
+    checkpoint = checkpoints.load(path or checkpoints.find(name), map_location=device)
+    regression = RegressionNetwork.from_checkpoint(checkpoint, device=device)
+    if self_ensemble not in (1, 2, 4, 8):
+        raise ParameterError(f"self_ensemble is 1, 2, 4 or 8, got {self_ensemble}")
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        home = ldct.device
         out = []
-        for x in ldct.to(device).split(1):  # one slice at a time: memory stays that of one
-            views = []
-            for i in range(turns):
-                # half-turn and mirrors first: they keep the shape
-                flips = [d for d, bit in ((2, 1), (3, 2)) if i & bit]
-                v = torch.flip(x, flips)
-                v = one_pass(model, span, v.transpose(2, 3)).transpose(2, 3) if i & 4 else one_pass(model, span, v)
-                views.append(torch.flip(v, flips))
-            clean = torch.stack(views).mean(0)
-            out.append(give_back(x, clean, share, mean_px))
-        return torch.cat(out).to(home)
+        for x in ldct.split(1):  # one slice at a time: memory stays that of one
+            x, passes = x.to(device), []
+            for i in range(self_ensemble):
+                flips = [d for d, bit in ((2, 1), (3, 2)) if i & bit]  # first: they keep the shape
+                turned = torch.flip(x, flips)
+                turned = turned.transpose(2, 3) if i & 4 else turned
+                y = regression.apply_hu(turned)
+                passes.append(torch.flip(y.transpose(2, 3) if i & 4 else y, flips))
+            out.append(torch.stack(passes).mean(0).to(ldct.device))
+        return torch.cat(out)
 
-    return denoise
+    return Trained(denoise, checkpoint.output)

@@ -81,6 +81,8 @@ class UNet(nn.Module):
     norm_groups : groups of every GroupNorm; 32 is the published value, small widths want fewer.
     gradient_checkpointing : recompute activations in the backward pass: less memory, about a third more time.
 
+    :attr:`conditions` names the inputs besides x_t and t that it takes.
+
     The prediction starts at exactly 0, and every block as the identity. Works in float32, bfloat16 and under
     autocast; the output has the dtype of ``x_t``. Raises :class:`~ldctlib.errors.ParameterError` for a
     configuration that cannot be built, :class:`~ldctlib.errors.ShapeError` for inputs that do not fit.
@@ -117,6 +119,8 @@ class UNet(nn.Module):
             raise ParameterError("context_channels needs context_dim, the width of the tokens it is encoded to")
         self.in_channels, self.concat_channels = in_channels, concat_channels
         self.context_dim, self.context_channels = context_dim, context_channels
+        inputs = {"concat": concat_channels, "context": context_dim}
+        self.conditions = tuple(name for name, width in inputs.items() if width)
         self.model_channels = model_channels
         self.gradient_checkpointing = gradient_checkpointing
 

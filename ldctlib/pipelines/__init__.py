@@ -1,1 +1,16 @@
-"""A trained diffusion model: what is trained is what is sampled."""
+"""Trained models from HU to HU: what is trained is what is sampled."""
+
+from ldctlib.pipelines.conditioning import Conditioning, Conditions
+from ldctlib.pipelines.grid import LatentGrid, PixelGrid
+from ldctlib.pipelines.pipeline import DiffusionPipeline, PipelineSpec
+from ldctlib.pipelines.regression import RegressionNetwork
+
+__all__ = [
+    "Conditioning",
+    "Conditions",
+    "DiffusionPipeline",
+    "LatentGrid",
+    "PipelineSpec",
+    "PixelGrid",
+    "RegressionNetwork",
+]

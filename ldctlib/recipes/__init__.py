@@ -2,12 +2,13 @@
 
     python -m ldctlib.recipes nafnet --profile train
     python -m ldctlib.recipes nafnet --profile train --max-seconds 500     # again and again: it resumes
+    python -m ldctlib.recipes --graph                                      # who needs whom
     torchrun --standalone --nproc_per_node 4 -m ldctlib.recipes man --profile paper --data FOLDER
 
 A recipe has stages; each starts from the averaged weights of the one before.
 """
 
-from ldctlib.recipes.recipe import HU_RANGE, SMALL_BANKS, Recipe, Stage
-from ldctlib.recipes.running import RECIPES, new_model, recipe, run, save
+from ldctlib.recipes.recipe import HU_RANGE, SMALL_BANKS, Context, Network, Recipe, Stage
+from ldctlib.recipes.running import RECIPES, graph, recipe, run, save
 
-__all__ = ["HU_RANGE", "RECIPES", "SMALL_BANKS", "Recipe", "Stage", "new_model", "recipe", "run", "save"]
+__all__ = ["HU_RANGE", "RECIPES", "SMALL_BANKS", "Context", "Network", "Recipe", "Stage", "graph", "recipe", "run", "save"]

@@ -7,7 +7,7 @@ import argparse
 from ldctlib import recipes
 from ldctlib.errors import LdctError
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes.running import first_process
+from ldctlib.recipes.running import first_process, training_order
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,28 +23,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--dry-run", action="store_true", help="two steps of every stage on small patches")
-    a = parser.parse_args(argv)
+    parser.add_argument("--graph", action="store_true", help="print who needs whom, and train nothing")
+    options = vars(parser.parse_args(argv))
+    names, profile = options.pop("names"), options.pop("profile")
     try:
-        for name in a.names or recipes.RECIPES:
-            for stage, log in recipes.run(
-                name,
-                a.profile,
-                out=a.out,
-                max_seconds=a.max_seconds,
-                init_from=a.init_from,
-                stage=a.stage,
-                data=a.data,
-                device=a.device,
-                workers=a.workers,
-                progress=False,
-                dry_run=a.dry_run,
-            ):
+        if options.pop("graph"):
+            print(recipes.graph(profile))
+            return
+        for name in names or training_order(profile=profile):
+            for stage, log in recipes.run(name, profile, progress=False, **options):
                 if not first_process():
                     continue
                 terms = " ".join(f"{k} {v:.5f}" for k, v in log.terms.items() if k != "loss")
+                rates = " ".join(f"lr {lr:.2e} |g| {log.grad_norm[k]:.3f}" for k, lr in log.lr.items())
                 print(
-                    f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} lr {log.lr:.2e} "
-                    f"|g| {log.grad_norm:.3f} {log.seconds:.0f} s",
+                    f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} {rates} {log.seconds:.0f} s",
                     flush=True,
                 )
     except LdctError as error:

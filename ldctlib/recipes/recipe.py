@@ -1,25 +1,60 @@
-"""What a recipe is: everything that decides a checkpoint, as plain data and one function for the loss."""
+"""What a recipe is: everything that decides a checkpoint, as plain data and one function for the losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch.utils.data import Dataset
 
+from ldctlib import checkpoints
 from ldctlib.checkpoints import Checkpoint
 from ldctlib.data.patches import PatchConfig
-from ldctlib.training import TrainConfig
+from ldctlib.errors import CheckpointError
+from ldctlib.pipelines import DiffusionPipeline, PipelineSpec
+from ldctlib.training import LossFunction, TrainConfig, Update
 from ldctlib.units import Range
-
-LossFunction = Callable[[nn.Module, Any, Any], Tensor | Mapping[str, Tensor]]
 
 HU_RANGE = Range(-1000.0, 1000.0)
 """Model units of networks that see images: soft tissue near 0, 100 HU at 0.1. Nothing is clipped."""
 
-SMALL_BANKS: dict[str, Any] = dict(size=256, slices=16, photographs=16, noises=12)
+SMALL_BANKS: dict[str, Any] = dict(size=256, n_slices=16, n_photographs=16, n_noises=12)
 """Banks of a live training in a workshop: drawn in seconds."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a recipe trains.
+
+    ``start`` names the recipe whose result it starts from; parameters whose names begin with one of ``reinitialise``
+    keep their own initialisation instead.
+    """
+
+    model: str  # a key of checkpoints.MODELS
+    config: dict[str, Any]  # the model's keyword arguments
+    start: str | None = None
+    reinitialise: tuple[str, ...] = ()
+
+    def build(self, seed: int) -> nn.Module:
+        """The network, initialised from the seed; one with ``start_as_identity`` begins by returning its input."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = checkpoints.model_class(self.model)(**self.config)
+            return model.start_as_identity() if hasattr(model, "start_as_identity") else model
+
+    def place(self, model: nn.Module, start: Checkpoint) -> list[str]:
+        """Load what fits of the weights that the network starts from; returns the names that were initialised anew.
+
+        Raises CheckpointError if a parameter does not fit that is not among ``reinitialise``.
+        """
+        own = model.state_dict()
+        anew = [name for name in own if name.startswith(self.reinitialise)]
+        taken = {name: t for name, t in start.state_dict.items() if not name.startswith(self.reinitialise)}
+        checkpoints.place(model, taken | {name: own[name] for name in anew}, where=start.path)
+        return anew
 
 
 @dataclass(frozen=True)
@@ -28,22 +63,64 @@ class Stage:
 
     name: str
     train: TrainConfig
-    patches: PatchConfig
-    objective: dict[str, Any] = field(default_factory=dict)  # what the recipe's loss takes in this stage
-    needs: tuple[str, ...] = ()  # checkpoints that must be there before: trained in ``out``, or shipped
+    data: PatchConfig
+    options: dict[str, Any] = field(default_factory=dict)  # what the recipe's updates take in this stage
+    needs: tuple[str, ...] = ()  # checkpoints that must be there before: trained in the same folder, or shipped
     epochs: int | None = None  # on a collection: steps = epochs * slices / batch, where the paper counts so
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a checkpoint."""
+    """Everything that decides a checkpoint, at one profile."""
 
-    model: str  # a key of checkpoints.MODELS
-    config: dict[str, Any]  # the model's keyword arguments
+    networks: dict[str, Network]  # the first is what is saved
     stages: tuple[Stage, ...]
-    loss: Callable[[Recipe, Stage, Mapping[str, Checkpoint]], LossFunction]  # given the checkpoints it needs
-    range: Range = HU_RANGE
-    schedule: dict[str, Any] | None = None  # of a diffusion model: name, T, prediction
-    measure: Callable[[nn.Module, Recipe, Any], dict[str, Any]] | None = None
-    """(averaged model, recipe, dataset) -> entries of ``config`` that only the trained model can tell."""
-    notes: dict[str, Any] = field(default_factory=dict)  # goes into trained_on
+    updates: Callable[[Context], LossFunction | Sequence[Update]]
+    hu_range: Range | None = HU_RANGE
+    output: str = "truth"  # what the network estimates: "truth" or "full dose"
+    pipeline: PipelineSpec | None = None  # of a diffusion model
+    finish: Callable[[nn.Module, Recipe, Dataset], dict[str, Any]] | None = None
+    """(averaged network, recipe, dataset) -> entries of its config that only the trained network can tell."""
+    paper: str = ""  # where the published numbers are from
+    budget_mib: float = 8.0  # of the shipped checkpoint
+
+    @property
+    def saved(self) -> Network:
+        return next(iter(self.networks.values()))
+
+    def needs(self, stage: Stage) -> tuple[str, ...]:
+        """Checkpoints that the stage uses, frozen."""
+        return tuple(dict.fromkeys((*(self.pipeline.uses if self.pipeline else ()), *stage.needs)))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's losses are made from: the recipe, the networks in training, and those that it needs."""
+
+    recipe: Recipe
+    stage: Stage
+    networks: Mapping[str, nn.Module]
+    needed: Mapping[str, Checkpoint]
+    device: torch.device
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is saved."""
+        return next(iter(self.networks.values()))
+
+    def frozen(self, name: str) -> nn.Module:
+        """A needed network on the device, without gradients."""
+        if name not in self.needed:
+            raise CheckpointError(f"stage {self.stage.name!r} does not say that it needs {name}")
+        return checkpoints.build(self.needed[name], map_location=self.device).requires_grad_(False)
+
+    def pipeline(self) -> DiffusionPipeline:
+        """The diffusion pipeline around the first network, as a checkpoint of this recipe is sampled with."""
+        return DiffusionPipeline(
+            self.network,
+            self.recipe.pipeline,
+            self.recipe.hu_range,
+            self.needed,
+            device=self.device,
+            precision="auto" if self.stage.train.precision == "auto" else "float32",
+        )

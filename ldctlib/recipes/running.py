@@ -3,58 +3,128 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from ldctlib import checkpoints
 from ldctlib.data.collections import open_collection
-from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, scan_slices
 from ldctlib.data.splits import split
-from ldctlib.errors import CheckpointError, ParameterError
+from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import man, regression
-from ldctlib.recipes.recipe import SMALL_BANKS, Recipe, Stage
-from ldctlib.training import train
+from ldctlib.recipes import diffusion, man, regression
+from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
+from ldctlib.training import TrainLog, train
+from ldctlib.training.processes import make_accelerator
 
-RECIPES: dict[str, Callable[[str], Recipe]] = {
-    f.__name__: f
-    for f in (
-        regression.nafnet,
-        regression.redcnn,
-        man.autoencoder_simple,
-        man.autoencoder_perceptual,
-        man.man,
-        man.man_simple,
-        man.man_start,
-        man.ddpm,
-    )
+RECIPES: dict[str, Mapping[str, Recipe]] = {
+    "nafnet": regression.NAFNET,
+    "redcnn": regression.REDCNN,
+    "autoencoder_simple": man.AUTOENCODER_SIMPLE,
+    "autoencoder_perceptual": man.AUTOENCODER_PERCEPTUAL,
+    "man": man.MAN,
+    "man_simple": man.MAN_SIMPLE,
+    "man_start": man.MAN_START,
+    "ddpm": diffusion.DDPM,
 }
-"""In an order in which each finds what it needs."""
+"""Recipes by the name of their checkpoint, each with one entry a profile."""
 
 
 def recipe(name: str, profile: str = "train") -> Recipe:
     """The recipe of a checkpoint by name."""
     if name not in RECIPES:
-        raise ParameterError(f"no recipe is named {name!r}; there are {', '.join(RECIPES)}")
+        raise ParameterError(f"no recipe is named {name!r}{did_you_mean(name, RECIPES)}; there are {', '.join(RECIPES)}")
     if profile not in PROFILES:
         raise ParameterError(f"profile is one of {', '.join(PROFILES)}; got {profile!r}")
-    return RECIPES[name](profile)
+    return RECIPES[name][profile]
 
 
-def new_model(r: Recipe) -> nn.Module:
-    """The recipe's network, initialised from the first stage's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(r.stages[0].train.seed)
-        model = checkpoints.model_class(r.model)(**r.config)
-        # RED-CNN adds its input at the end: from "return the input" it learns faster than from noise added to it
-        return model.start_as_identity() if hasattr(model, "start_as_identity") else model
+def needs(name: str, profile: str = "train") -> tuple[str, ...]:
+    """The checkpoints that a recipe needs: those its stages use, and those its networks start from."""
+    chosen = recipe(name, profile)
+    used = [other for stage in chosen.stages for other in chosen.needs(stage)]
+    return tuple(dict.fromkeys([*used, *(n.start for n in chosen.networks.values() if n.start)]))
+
+
+def training_order(names=None, profile: str = "train") -> list[str]:
+    """The recipes in an order in which each finds what it needs."""
+    ordered: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...] = ()) -> None:
+        if name in path:
+            raise ParameterError(f"these recipes need one another: {' -> '.join((*path, name))}")
+        for other in needs(name, profile):
+            visit(other, (*path, name))
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in RECIPES if names is None else names:
+        visit(name)
+    return [name for name in ordered if names is None or name in names]
+
+
+def graph(profile: str = "train") -> str:
+    """Who needs whom, and who has to be trained again after whom, as text."""
+    lines = []
+    for name in training_order(profile=profile):
+        again = [other for other in training_order(profile=profile) if name in needs(other, profile)]
+        parts = [f"needs {', '.join(needs(name, profile))}"] if needs(name, profile) else []
+        parts += [f"train again after it: {', '.join(again)}"] if again else []
+        lines.append(f"{name}: {'; '.join(parts) or 'stands alone'}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a training learns from: phantoms, or the training patients of a folder of scans."""
+
+    collection: Any = None  # data.cases.Collection of the training patients
+    described: Mapping[str, Any] = None  # goes into trained_on and into the state's identity
+    output: str | None = None  # what a network trained on it estimates, where the data decide
+    n_slices: int | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path | None) -> Source:
+        """Phantoms without a folder; else its training patients: pairs if it has any, or full-dose scans."""
+        if folder is None:
+            return cls(
+                described=dict(
+                    collection="phantom and scikit-image's photographs, simulated noise",
+                    cases="random patients and photographs, drawn anew while training",
+                )
+            )
+        collection = open_collection(folder)
+        patients = split(collection)["train"]
+        if not patients:
+            raise ParameterError(f"{folder}: no patient falls into the training split; give more patients")
+        chosen = collection.subset(patients)
+        pairs = chosen.pairs()
+        chosen = pairs if len(pairs) else chosen
+        target = "full-dose scan" if len(pairs) else "full-dose scan as if noise-free, simulated noise added"
+        described = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients), target=target)
+        return cls(chosen, described, "full dose", sum(case.n_slices for case in chosen))
+
+
+# ---------------------------------------------------------------- stages
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage of a run: where it starts from and what it writes."""
+
+    stage: Stage
+    index: int
+    target: Path  # the checkpoint that it writes
+    state: Path | None
+    init_from: Path | None  # the stage before it, or a checkpoint of the caller's
 
 
 def run(
@@ -70,109 +140,151 @@ def run(
     workers: int = 0,
     progress: bool = True,
     dry_run: bool = False,
-):
+) -> Iterator[tuple[str, TrainLog]]:
     """Train a checkpoint, stage after stage; yields the training logs, tagged with the stage's name.
 
     States and each stage's result lie in ``out`` and are resumed; the last is ``out/NAME.safetensors``. ``init_from``
     starts from an earlier checkpoint; ``stage`` does one stage alone, from ``init_from`` or the stage before it.
     ``data`` is a folder of scans in place of the phantoms, its training patients only: pairs teach the scanner's own
-    full dose, full-dose scans alone get simulated noise. ``dry_run`` takes two steps of every stage on small patches
-    with a narrow network: does it start on this machine, with this data? Its results lie apart, in ``out/dry-run``.
+    full dose, full-dose scans alone get simulated noise. A state of other data or another recipe is refused.
+    ``dry_run`` takes two steps of every stage on small patches with a narrow network: does it start on this machine,
+    with this data? Its results lie apart, in ``out/dry-run``.
     """
-    r = recipe(name, profile)
-    names = [s.name for s in r.stages]
-    if stage is not None and stage not in names:
-        raise ParameterError(f"the stages of {name} are {', '.join(names)}; got {stage!r}")
-    dataset, notes, slices = _source(data)
-    if str(r.notes.get("condition", "")).startswith("start"):
-        notes.pop("condition", None)  # a prior alone is told nothing, whatever the folder holds
-    stages = tuple(_counted(s, slices) for s in r.stages)
-    r = replace(r, stages=stages, notes=r.notes | notes)
-    out = Path(out)
+    chosen, source, out = recipe(name, profile), Source.open(data), Path(out)
+    chosen = replace(chosen, stages=tuple(_steps_from_epochs(s, source.n_slices) for s in chosen.stages))
+    chosen = replace(chosen, output=source.output or chosen.output)
     folders = (out,)  # of checkpoints that others need
     if dry_run:
-        r = replace(r, stages=tuple(map(_dry, stages)), config=r.config if init_from else _narrow(r.config))
-        out, profile = out / "dry-run", f"{profile} (dry run)"
+        chosen, profile = _dry(chosen, narrow=init_from is None), f"{profile} (dry run)"
+        out = out / "dry-run"
         folders = (out, *folders)
-    out.mkdir(parents=True, exist_ok=True)
-    start, model = perf_counter(), new_model(r)
-    before: Path | None = None
-    for i, s in enumerate(r.stages):
-        target = out / (f"{name}-{s.name}.safetensors" if i + 1 < len(r.stages) else f"{name}.safetensors")
-        first = before if before is not None and before.is_file() else init_from
-        before = target
-        if stage not in (None, s.name):
-            continue
-        if i > 0 and first is None:
-            raise ParameterError(
-                f"stage {s.name!r} needs weights to start from: give init_from, or train {names[i - 1]!r} first"
-            )
+    start = perf_counter()
+    for part in plan(name, chosen, out, init_from=init_from, only=stage, keep_states=not dry_run):
         left = None if max_seconds is None else max_seconds - (perf_counter() - start)
         if left is not None and left <= 0:
             return
-        needed = {other: checkpoints.load(_find(folders, other)) for other in s.needs}
-        if needed:  # a latent model is worthless with another autoencoder or first estimate than its own
-            uses = {other: c.sha256 for other, c in needed.items()}
-            r = replace(r, notes=r.notes | {"uses": uses})
-            if i > 0 and first != init_from:
-                _same_as_before(first, uses)
-        log, samples = None, dataset(s.patches)
-        state = None if dry_run else out / f"{name}-{s.name}.state"
-        for log in train(
-            model,
-            r.loss(r, s, needed),
-            samples,
-            replace(s.train, device=device, num_workers=workers),
-            state_path=state,
-            init_from=first,
-            max_seconds=left,
-            progress=progress,
-        ):
-            yield s.name, log
-        if first_process():
-            measured = r.measure(log.ema_model(), r, samples) if r.measure else {}
-            save(target, log.ema_state_dict(), replace(r, config=r.config | measured), profile, i, log.step)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # the next stage starts from this file
+        options = dict(max_seconds=left, device=device, workers=workers, progress=progress)
+        for log in run_stage(name, profile, chosen, part, source, folders, **options):
+            yield part.stage.name, log
         if not log.finished:
             return
 
 
-def _same_as_before(stage: Path, uses: dict[str, str]) -> None:
-    """Whether the stage before this one used the same networks."""
-    before = checkpoints.load(stage).trained_on.get("uses", {})
-    if other := [name for name in uses if before.get(name, uses[name]) != uses[name]]:
+def plan(
+    name: str, chosen: Recipe, out: Path, *, init_from=None, only: str | None = None, keep_states: bool = True
+) -> Iterator[StageRun]:
+    """The stages to run, each made when its turn comes: it starts from what the one before has written."""
+    names = [s.name for s in chosen.stages]
+    if only is not None and only not in names:
+        raise ParameterError(f"the stages of {name} are {', '.join(names)}; got {only!r}")
+    before: Path | None = None
+    for index, stage in enumerate(chosen.stages):
+        last = index + 1 == len(chosen.stages)
+        target = out / (f"{name}.safetensors" if last else f"{name}-{stage.name}.safetensors")
+        first = before if before is not None and before.is_file() else init_from
+        before = target
+        if only not in (None, stage.name):
+            continue
+        if index > 0 and first is None:
+            raise ParameterError(
+                f"stage {stage.name!r} needs weights to start from: give init_from, or train {names[index - 1]!r} first"
+            )
+        state = out / f"{name}-{stage.name}.state" if keep_states else None
+        yield StageRun(stage, index, target, state, None if first is None else Path(first))
+
+
+def run_stage(
+    name: str,
+    profile: str,
+    chosen: Recipe,
+    part: StageRun,
+    source: Source,
+    folders: tuple[Path, ...],
+    *,
+    max_seconds: float | None,
+    device: str,
+    workers: int,
+    progress: bool,
+) -> Iterator[TrainLog]:
+    """Train one stage and write its checkpoint; yields the training logs."""
+    stage = part.stage
+    config = replace(stage.train, device=device, num_workers=workers)
+    needed = {
+        other: checkpoints.load(checkpoints.find(other, folders=folders)) for other in chosen.needs(stage)
+    }
+    uses = {other: c.sha256 for other, c in needed.items()}
+    if part.index > 0 and uses:
+        _check_same_dependencies(part.init_from, uses)
+    networks = {key: n.build(chosen.stages[0].train.seed + i) for i, (key, n) in enumerate(chosen.networks.items())}
+    started = _start(chosen.networks, networks, folders) if part.init_from is None else {}
+    context = Context(chosen, stage, networks, needed, make_accelerator(config).device)
+    identity = dict(recipe=name, profile=profile, stage=stage.name, networks=started, uses=uses, **source.described)
+    samples = stage.data.open(source.collection)
+    log = None
+    for log in train(
+        networks if len(networks) > 1 else context.network,
+        chosen.updates(context),
+        samples,
+        config,
+        state_path=part.state,
+        init_from=part.init_from,
+        identity=identity,
+        max_seconds=max_seconds,
+        progress=progress,
+    ):
+        yield log
+    if first_process():
+        finished = chosen.finish(log.ema_model(), chosen, samples) if chosen.finish else {}
+        save(
+            part.target, log.ema_state_dict(), name, chosen, profile, config=finished, uses=uses, index=part.index,
+            steps=log.step, described=source.described,
+        )  # fmt: skip
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the next stage starts from this file
+
+
+def _start(networks: Mapping[str, Network], built: Mapping[str, nn.Module], folders) -> dict[str, Any]:
+    """Place the weights that networks start from; returns where from, and what was initialised anew."""
+    started = {}
+    for key, network in networks.items():
+        if network.start is not None:
+            checkpoint = checkpoints.load(checkpoints.find(network.start, folders=folders))
+            anew = network.place(built[key], checkpoint)
+            started[key] = {"start": network.start, "sha256": checkpoint.sha256, "initialised anew": anew}
+    return started
+
+
+def _check_same_dependencies(before: Path, uses: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless the stage before this one used the same networks."""
+    earlier = checkpoints.load(before).uses
+    if other := [name for name in uses if earlier.get(name, uses[name]) != uses[name]]:
         raise CheckpointError(
-            f"{stage}: was trained with another {', '.join(other)} than there is now: put that one "
+            f"{before}: was trained with another {', '.join(other)} than there is now: put that one "
             f"back, or remove the file and its states to train this one from the start"
         )
 
 
-def _find(folders: tuple[Path, ...], name: str) -> Path:
-    """A checkpoint that another recipe made: in one of the folders, or the shipped one."""
-    own = (folder / f"{name}.safetensors" for folder in folders)
-    return next((path for path in own if path.is_file()), None) or checkpoints.shipped(name)
-
-
-def _counted(s: Stage, slices: int | None) -> Stage:
+def _steps_from_epochs(stage: Stage, n_slices: int | None) -> Stage:
     """The stage with its steps counted from its epochs, where a collection says how many slices an epoch has."""
-    if s.epochs is None or slices is None:
-        return s
-    return replace(s, train=replace(s.train, steps=s.epochs * max(1, slices // s.train.batch_size)))
+    if stage.epochs is None or n_slices is None:
+        return stage
+    steps = stage.epochs * max(1, n_slices // stage.train.batch_size)
+    return replace(stage, train=replace(stage.train, steps=steps))
 
 
-def _dry(s: Stage) -> Stage:
-    """Two steps of one small patch a process and micro-batch; the ramp's end is within them."""
-    banks = SMALL_BANKS | dict(size=128, slices=4, photographs=2, noises=2)
-    processes, few = int(os.environ.get("WORLD_SIZE", "1")), min(2, s.train.accumulation)
-    batch: dict[str, Any] = dict(batch_size=few * processes, accumulation=few)
-    if s.train.batch_size % (s.train.accumulation * processes):
-        batch = {}  # the training itself would refuse: so must this
-    return replace(
-        s,
-        train=replace(s.train, steps=2, warmup_steps=0, log_every=1, **batch),
-        patches=replace(s.patches, patch=64, **banks),
-    )
+def _dry(chosen: Recipe, *, narrow: bool) -> Recipe:
+    """Two steps a stage, of one small patch a process and micro-batch, by networks of at most 32 channels."""
+
+    def small(stage: Stage) -> Stage:
+        processes, few = int(os.environ.get("WORLD_SIZE", "1")), min(2, stage.train.accumulation)
+        batch: dict[str, Any] = dict(batch_size=few * processes, accumulation=few)
+        if stage.train.batch_size % (stage.train.accumulation * processes):
+            batch = {}  # the training itself would refuse: so must this
+        config = replace(stage.train, steps=2, warmup_steps=0, log_every=1, **batch)
+        return replace(stage, train=config, data=stage.data.tiny())
+
+    networks = {k: replace(n, config=_narrow(n.config)) if narrow else n for k, n in chosen.networks.items()}
+    return replace(chosen, stages=tuple(map(small, chosen.stages)), networks=networks)
 
 
 def _narrow(config: dict[str, Any]) -> dict[str, Any]:
@@ -186,56 +298,40 @@ def first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _source(folder: str | Path | None) -> tuple[Callable[[PatchConfig], Dataset], dict[str, Any], int | None]:
-    """The dataset of a patch configuration, what the provenance says of it, and how many slices it holds."""
-    if folder is None:
-        return NoisePatches, {}, None
-    collection = open_collection(folder)
-    patients = split(collection)["train"]
-    if not patients:
-        raise ParameterError(f"{folder}: no patient falls into the training split; give more patients")
-    chosen = collection.subset(patients)
-    notes: dict[str, Any] = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients))
-    pairs = chosen.pairs()
-    slices = sum(case.n_slices for case in pairs or chosen)
-    if len(pairs):
-        # the target has its own noise: nothing is to be given back
-        return (
-            (lambda patches: PairedPatches(pairs, patches)),
-            notes | dict(target="full dose", keep=0.0, condition="paired: the low-dose scan"),
-            slices,
-        )
-    return (
-        (lambda patches: NoisePatches(patches, draw_slices=scan_slices(chosen))),
-        notes | dict(target="full-dose scan as if noise-free, simulated noise added", keep=0.0),
-        slices,
-    )
-
-
-def save(path: str | Path, weights, r: Recipe, profile: str, stage: int = -1, steps: int | None = None) -> Path:
-    """Write a recipe's weights with their provenance: ``steps`` of its ``stage``-th stage done, those before whole."""
-    stage %= len(r.stages)
-    seen = [s.patches for s in r.stages[: stage + 1]]  # all stages' noise, the last one's everything else
-    noise = dict(sd_low_hu=min(p.sd_low_hu for p in seen), sd_high_hu=max(p.sd_high_hu for p in seen))
-    patches = asdict(seen[-1]) | noise
-    done = [s.train.steps for s in r.stages[:stage]] + [r.stages[stage].train.steps if steps is None else steps]
+def save(
+    path: str | Path,
+    weights: nn.Module | Mapping[str, torch.Tensor],
+    name: str,
+    chosen: Recipe,
+    profile: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    uses: Mapping[str, str] | None = None,
+    index: int = -1,
+    steps: int | None = None,
+    described: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a recipe's weights with their provenance: ``steps`` of its ``index``-th stage done, those before whole."""
+    seen = chosen.stages[: index % len(chosen.stages) + 1]
+    done = [s.train.steps for s in seen[:-1]] + [seen[-1].train.steps if steps is None else steps]
     return checkpoints.save(
         path,
         weights,
-        model=r.model,
-        config=r.config,
-        units=r.range,
-        schedule=r.schedule,
+        model=chosen.saved.model,
+        config=chosen.saved.config | dict(config or {}),
+        hu_range=chosen.hu_range,
+        output=chosen.output,
+        pipeline=None if chosen.pipeline is None else chosen.pipeline.to_dict(),
+        uses=uses,
+        recipe=name,
+        stages=[
+            dict(name=s.name, steps=n, seed=s.train.seed, data=asdict(s.data)) for s, n in zip(seen, done, strict=True)
+        ],
         trained_on=dict(
-            collection="phantom and scikit-image's photographs, simulated noise",
-            cases="random patients and photographs, drawn anew while training",
-            seed=r.stages[0].train.seed,
+            described or Source.open(None).described,
+            seed=chosen.stages[0].train.seed,
             steps=sum(done),
-            stages={s.name: n for s, n in zip(r.stages, done, strict=False)},
             profile=profile,
             code_revision=checkpoints.code_revision(),
-            patches=patches,
-        )
-        | r.notes,
-        quality={},
+        ),
     )

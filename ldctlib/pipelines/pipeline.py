@@ -1,0 +1,170 @@
+"""A diffusion model as a whole: network, process, grid and conditioning. What is trained is what is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldctlib import checkpoints
+from ldctlib.checkpoints import Checkpoint
+from ldctlib.diffusion.process import Generators, Process, noise_like, q_sample
+from ldctlib.diffusion.samplers import SAMPLERS, Step
+from ldctlib.errors import CheckpointError, ParameterError
+from ldctlib.pipelines.conditioning import Conditioning, Conditions
+from ldctlib.pipelines.grid import LatentGrid, PixelGrid
+from ldctlib.pipelines.regression import RegressionNetwork
+from ldctlib.units import Range
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """What a diffusion model is besides its network, as a recipe states it and a checkpoint's header records it."""
+
+    process: dict[str, Any]  # diffusion.process.Process.to_spec
+    autoencoder: str | None = None  # name of the checkpoint whose latents are the grid; None: pixels
+    estimator: str | None = None  # name of the regression network's checkpoint
+    conditions: dict[str, list[str]] = field(default_factory=dict)  # network input -> pipelines.conditioning.SOURCES
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Names of the checkpoints that the pipeline is built with."""
+        return tuple(name for name in (self.autoencoder, self.estimator) if name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class DiffusionPipeline:
+    """A diffusion of clean images given low-dose ones, built from a recipe to train, from a checkpoint to sample.
+
+    Outside the process everything is in the grid's own unit: :meth:`encode`, :meth:`decode`, the conditions, and
+    ``x_t``, ``x0_hat`` and ``x0_prior`` of :meth:`steps`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: PipelineSpec,
+        hu_range: Range | None,
+        used: Mapping[str, Checkpoint],
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+        output: str = "truth",
+    ):
+        """``used`` holds the checkpoints of ``spec.uses``; ``precision`` is the estimator's."""
+        self.network, self.spec, self.device, self.output = network, spec, torch.device(device), output
+        self.process = Process.from_spec(spec.process)
+        if set(spec.conditions) != set(network.conditions):
+            raise CheckpointError(
+                f"{type(network).__name__} takes {', '.join(network.conditions) or 'no condition'}, and the pipeline "
+                f"has {', '.join(spec.conditions) or 'none'} for it"
+            )
+        if spec.autoencoder is None:
+            if hu_range is None:
+                raise CheckpointError("a diffusion on pixels needs the HU range of its model")
+            self.grid = PixelGrid(hu_range, network.factor)
+        else:
+            checkpoint = used[spec.autoencoder]
+            autoencoder = checkpoints.build(checkpoint, map_location=self.device).requires_grad_(False)
+            autoencoder.to(memory_format=torch.channels_last)
+            self.grid = LatentGrid(autoencoder, checkpoint.range, network.factor)
+            if self.grid.channels != network.in_channels:
+                raise CheckpointError(
+                    f"{checkpoint.path}: its latents have {self.grid.channels} channels and this U-Net takes "
+                    f"{network.in_channels}: train {spec.autoencoder} of the same profile into the same folder first"
+                )
+        estimator = None
+        if spec.estimator is not None:
+            estimator = RegressionNetwork.from_checkpoint(used[spec.estimator], device=self.device, precision=precision)
+        self.condition = Conditioning(self.grid, spec.conditions, estimator)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> DiffusionPipeline:
+        """The trained model of a checkpoint. The networks that it uses are found by name and hash, beside it first."""
+        checkpoint = checkpoints.load(path, map_location=device)
+        if checkpoint.pipeline is None:
+            raise CheckpointError(f"{path}: records no diffusion process: it is no diffusion model")
+        spec = PipelineSpec(**checkpoint.pipeline)
+        used = {
+            name: checkpoints.load(
+                checkpoints.find(name, sha256=checkpoint.uses[name], folders=[checkpoint.path.parent]),
+                map_location=device,
+            )
+            for name in spec.uses
+        }
+        network = checkpoints.build(checkpoint, map_location=device).to(memory_format=torch.channels_last)
+        return cls(network, spec, checkpoint.hu_range, used, device=device, output=checkpoint.output)
+
+    def encode(self, x_hu: Tensor) -> Tensor:
+        """(B, 1, H, W) in HU -> the grid."""
+        return self.grid.encode(x_hu.to(self.device))
+
+    def decode(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """The grid -> (B, 1, *size) in HU."""
+        return self.grid.decode(x, tuple(size))
+
+    def loss(
+        self, network: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator, *, noise_draws: int = 1
+    ) -> Tensor:
+        """The process's loss on a training batch with "target_hu" and "ldct_hu".
+
+        noise_draws : times and noises for each image, whose encodings cost more than a training step.
+        """
+        with torch.no_grad():
+            x0 = self.grid.encode(batch["target_hu"], generator)
+        conditions = self.condition(batch["ldct_hu"])
+        if noise_draws > 1:
+            # not repeat_interleave: times are an even grid along the batch, and an image's shall be far apart
+            x0 = x0.repeat(noise_draws, 1, 1, 1)
+            conditions = conditions.map(lambda x: x.repeat(noise_draws, 1, 1, 1))
+        estimate = conditions.estimate if self.process.residual else None
+        return self.process.loss(lambda x_t, t: network(x_t, t, **conditions.inputs), x0, estimate, generator=generator)
+
+    def predictor(self, conditions: Conditions):
+        """eps(x_t, t) with the conditions bound; x_t is in the unit of the process's chain."""
+        return self.process.predictor(
+            lambda x_t, t: self.network(x_t, t, **conditions.inputs),
+            conditions.estimate if self.process.residual else None,
+        )
+
+    def steps(
+        self,
+        ldct: Tensor | Conditions,
+        *,
+        sampler: str = "ddim",
+        steps: int = 30,
+        start: int | None = None,
+        spacing: str = "trailing",
+        times: Sequence[int] | None = None,
+        num_samples: int = 1,
+        generator: Generators = None,
+        **options,
+    ) -> Iterator[Step]:
+        """The sampler's steps, on the grid; ``options`` go to the sampler.
+
+        ldct : (B, 1, H, W) in HU, or its conditions where they were made before.
+        start : the noisiest time. Below T the chain starts from the noised estimate; None starts from noise at T.
+        times : the visited times, in place of ``steps``, ``start`` and ``spacing``.
+        num_samples : of each image at once, one after another along the batch.
+        """
+        if sampler not in SAMPLERS:
+            raise ParameterError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
+        conditions = ldct if isinstance(ldct, Conditions) else self.condition(ldct.to(self.device))
+        if num_samples > 1:
+            conditions = conditions.map(lambda x: x.repeat_interleave(num_samples, dim=0))
+        schedule, to_grid = self.process.schedule, self.process.from_chain
+        if times is None:
+            times = schedule.times(steps, spacing, start=start)
+        else:
+            start = times[0]
+        x_t = noise_like(conditions.estimate, generator)
+        if start not in (None, schedule.T):
+            x_t = q_sample(schedule, self.process.to_chain(conditions.estimate), times[0], x_t)
+        for step in SAMPLERS[sampler](self.predictor(conditions), x_t, schedule, times, generator=generator, **options):
+            yield step._replace(x_t=to_grid(step.x_t), x0_hat=to_grid(step.x0_hat), x0_prior=to_grid(step.x0_prior))
