@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ldctlib.errors import ParameterError
-from ldctlib.profiles import did_you_mean
+from ldctlib.errors import ParameterError, did_you_mean
 
 Accept = Callable[[Any], bool]
 
