@@ -126,7 +126,8 @@ def contact_sheet(images_hu: Any, *, window: Window, columns: int = 6, titles: S
     """Many images (N, 1, H, W) or a sequence of (H, W), small, in one window."""
     cells = [(image, window, "gray") for image in images_hu]
     columns = max(min(columns, len(cells)), 1)
-    figure, axes = grid([cells[start : start + columns] for start in range(0, max(len(cells), 1), columns)])
+    lines = [cells[start : start + columns] for start in range(0, max(len(cells), 1), columns)]
+    figure, axes = grid(lines, margins=(0, 0.3 + 0.3 * len(lines)))
     for axis, title in zip(axes.flat, titles or (), strict=False):
         axis.set_title(title, fontsize=9)
     figure.supxlabel(f"window {window}", fontsize=9)
