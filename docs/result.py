@@ -7,7 +7,8 @@ from pathlib import Path
 from ldctlib import methods
 from ldctlib.benchmark import phantom_cases
 from ldctlib.metrics import psnr
-from ldctlib.show.figures import png_bytes, rows
+from ldctlib.show.figures import rows
+from ldctlib.show.png import figure_png
 from ldctlib.units import SOFT_TISSUE
 
 
@@ -25,7 +26,7 @@ def main() -> None:
         if title != "noise-free truth"
     }
     figure = rows(images, window=SOFT_TISSUE, roi=(112, 22, 130, 130), reference="noise-free truth", captions=captions)
-    (Path(__file__).parent / "result.png").write_bytes(png_bytes(figure))
+    (Path(__file__).parent / "result.png").write_bytes(figure_png(figure))
 
 
 if __name__ == "__main__":

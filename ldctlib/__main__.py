@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from ldctlib.errors import LdctError, ParameterError
+from ldctlib.profiles import PROFILES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
-PATIENT = {
+QUIET_OPENMP = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "500",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -28,8 +29,8 @@ mean nothing."""
 def environment(*, threads: int) -> dict[str, str]:
     """The environment of child processes: ldctlib importable, no progress bars, ``threads`` threads each."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(threads)}
-    return {**PATIENT, **os.environ, **own}
+    children = {"PYTHONPATH": path, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": str(threads)}
+    return {**QUIET_OPENMP, **os.environ, **children}
 
 
 def cores() -> int:
@@ -42,16 +43,16 @@ def threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or cores())
 
 
-def course(args: argparse.Namespace) -> int:
+def run_course(args: argparse.Namespace) -> int:
     from ldctlib import course
 
     os.environ.update(environment(threads=threads()))
-    given = dict(course.parse_assignment(text) for text in args.parameter)
+    values = dict(course.parse_assignment(text) for text in args.parameter)
     out = args.out or ROOT / "runs" / args.profile
-    return course.run(NOTEBOOKS, out, profile=args.profile, only=args.only, given=given)
+    return course.run(NOTEBOOKS, out, profile=args.profile, only=args.only, values=values)
 
 
-def notebooks(args: argparse.Namespace) -> int:
+def execute_notebooks(args: argparse.Namespace) -> int:
     from ldctlib import course
 
     os.environ.update(environment(threads=threads()))
@@ -60,44 +61,38 @@ def notebooks(args: argparse.Namespace) -> int:
     return 0
 
 
-def test(args: argparse.Namespace) -> int:
+def run_tests(args: argparse.Namespace) -> int:
     """Unit tests, then every notebook; both always run, and either may fail the whole."""
     workers = str(min(2, cores()))
     pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-n", workers]
-    jobs = [[*pytest, "--dist", "worksteal", "tests", *args.rest]]
-    if list(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        # loadscope keeps the cells of one notebook in one worker and in order.
-        nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300", "--dist", "loadscope"]
-        jobs.append([*pytest, *nbval, "-p", "no:cacheprovider", "notebooks"])
-    else:
-        print("no notebooks yet: nothing to validate")
+    # loadscope keeps the cells of one notebook in one worker and in order.
+    nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300", "--dist", "loadscope"]
+    jobs = (
+        [*pytest, "--dist", "worksteal", "tests", *args.rest],
+        [*pytest, *nbval, "-p", "no:cacheprovider", "notebooks"],
+    )
     codes = [subprocess.run(job, cwd=ROOT, env=environment(threads=1)).returncode for job in jobs]
     return max(abs(code) for code in codes)
 
 
-def lab(args: argparse.Namespace) -> int:
+def open_lab(args: argparse.Namespace) -> int:
     env = {**environment(threads=threads()), "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "")}
     return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env).returncode
 
 
 def train(args: argparse.Namespace) -> int:
-    """All recipes, or the named ones, at the ``train`` profile."""
+    """All recipes, or the named ones; what the options mean is said by the recipes' own command line."""
     command = [sys.executable, "-m", "ldctlib.recipes", *args.rest]
-    if "--profile" not in args.rest:
-        command += ["--profile", "train"]
-    return subprocess.run(command, cwd=ROOT, env={**PATIENT, **os.environ}).returncode
+    return subprocess.run(command, cwd=ROOT, env={**QUIET_OPENMP, **os.environ}).returncode
 
 
-def bench(args: argparse.Namespace) -> int:
+def measure_speed(args: argparse.Namespace) -> int:
     """Every script of tests/benchmarks, one after the other, alone on the machine's cores."""
-    scripts = [path for path in sorted((ROOT / "tests" / "benchmarks").glob("*.py")) if path.name != "__init__.py"]
     worst = 0
-    for path in scripts:
+    for path in sorted((ROOT / "tests" / "benchmarks").glob("[!_]*.py")):
         print(f"== {path.stem}", flush=True)
         code = subprocess.run([sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads())).returncode
         worst = max(worst, abs(code))
-    if not scripts:
-        print("no benchmarks yet")
     return worst
 
 
@@ -105,14 +100,15 @@ def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="python -m ldctlib", description=__doc__)
     jobs = main_parser.add_subparsers(dest="job", required=True, metavar="job")
 
-    def add(function, help: str) -> argparse.ArgumentParser:
-        sub = jobs.add_parser(function.__name__, help=help)
+    def add(job: str, function, help: str, **options) -> argparse.ArgumentParser:
+        sub = jobs.add_parser(job, help=help, **options)
         sub.set_defaults(function=function)
         return sub
 
     numbers = "numbers of notebooks, for example 01,07"
-    sub = add(course, "run the notebooks in order and write a page to look at")
-    sub.add_argument("--profile", default="workshop", help="workshop (default), train or paper")
+    purposes = "; ".join(f"{profile.name}: {profile.purpose}" for profile in PROFILES.values())
+    sub = add("course", run_course, "run the notebooks in order and write a page to look at")
+    sub.add_argument("--profile", default="workshop", help=f"default workshop. {purposes}")
     sub.add_argument("--only", default="", help=numbers)
     sub.add_argument("--out", type=Path, help="folder of the results; default runs/PROFILE")
     sub.add_argument(
@@ -123,12 +119,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="name=value",
         help="set a notebook parameter; may be repeated",
     )
-    sub = add(notebooks, "re-execute the notebooks in place, with metadata that does not change")
+    sub = add("notebooks", execute_notebooks, "re-execute the notebooks in place, with metadata that does not change")
     sub.add_argument("--only", default="", help=numbers)
-    add(test, "unit tests, then every notebook under nbval; more arguments go to the unit tests' pytest")
-    add(lab, "JupyterLab on the notebooks; more arguments go to it")
-    add(train, "the recipes behind the shipped checkpoints; more arguments go to ldctlib.recipes")
-    add(bench, "speed")
+    # the next three pass all of their arguments on, --help too
+    tests = "unit tests, then every notebook under nbval; more arguments go to the unit tests' pytest"
+    add("test", run_tests, tests, add_help=False)
+    add("lab", open_lab, "JupyterLab on the notebooks; more arguments go to it", add_help=False)
+    recipes = "the recipes behind the shipped checkpoints; more arguments go to python -m ldctlib.recipes"
+    add("train", train, recipes, add_help=False)
+    add("bench", measure_speed, "speed")
     return main_parser
 
 

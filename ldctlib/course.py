@@ -2,23 +2,28 @@
 
 A run's folder holds, for each notebook, ``NAME.ipynb`` (executed), ``NAME.html``, and ``NAME/`` with what the
 notebook wrote (``metrics.json`` among it), ``figures/*.png`` and ``run.json``; and, for all of them,
-``metrics.json`` and ``index.html``.
+``metrics.json`` and ``index.html``. A later run into the same folder replaces these. All else in ``NAME/``, such as
+a derived series, belongs to a person: no run removes or overwrites it.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
+import itertools
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ldctlib.errors import ParameterError
-from ldctlib.profiles import COMMON, PROFILES, check_names, did_you_mean
+from ldctlib.files import write_json, write_whole
+from ldctlib.notebook import COMMON, check_common, check_names, make_folder
+from ldctlib.profiles import find_profile
 from ldctlib.show import page
 
 MAX_BYTES = 1_500_000  # of a committed notebook
@@ -27,14 +32,11 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 
 def find_notebooks(folder: Path, only: str = "") -> list[Path]:
     """``NN_*.ipynb`` in order; ``only`` is a list of numbers like ``"01,7"``. Raises ParameterError."""
-    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not only:
-        return paths
-    numbers = {path.name[:2] for path in paths}
-    wanted = {part.strip().zfill(2) for part in only.split(",") if part.strip()}
-    if not wanted or wanted - numbers:
-        raise ParameterError(f"--only {only}: there are notebooks {', '.join(sorted(numbers)) or '(none yet)'}")
-    return [path for path in paths if path.name[:2] in wanted]
+    paths = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    wanted = {part.strip().zfill(2) for part in only.split(",") if part.strip()} if only else set(paths)
+    if not wanted or wanted - set(paths):
+        raise ParameterError(f"--only {only}: there are notebooks {', '.join(paths) or '(none)'} in {folder.name}")
+    return [path for number, path in paths.items() if number in wanted]
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -50,33 +52,31 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def run(folder: Path, out: Path, *, profile: str, only: str = "", given: Mapping[str, Any] | None = None) -> int:
+def run(folder: Path, out: Path, *, profile: str, only: str = "", values: Mapping[str, Any] | None = None) -> int:
     """Run the notebooks of ``folder`` in order into ``out``; stop at the first failure. Returns 0 or 1.
 
-    The page and the metrics are written in either case. Raises ParameterError, before anything is run, for
-    an unknown profile or a parameter that no chosen notebook has.
+    values : parameters of the notebooks by name, in place of their defaults
+
+    The page and the metrics are written in either case. Raises ParameterError, before anything is removed or run, for
+    an unknown profile, a parameter that no chosen notebook has or that has an impossible value, and where a file of
+    ``out`` that no run has written would be overwritten.
     """
-    paths, given = find_notebooks(folder, only), dict(given or {})
-    if not paths:
-        print("no notebooks yet: nothing to run")
-        return 0
-    chosen = _assign(paths, profile, given)
-    out = Path(out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    paths = find_notebooks(folder, only)
+    chosen = _assign(paths, profile, dict(values or {}))
+    out = make_folder(out).resolve()
+    _check_out(out, paths)
     for path in paths:
-        _forget(out, path.stem)
-    failed = False
+        _remove_products(out, path.stem)
     for path in paths:
         print(f"{path.stem} …", end=" ", flush=True)
         record = _run_one(path, out, chosen[path])
-        (out / path.stem / "run.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-        print(f"{record['seconds']:.0f} s" if record["status"] == "done" else f"FAILED\n{record['error']}")
+        done = record["status"] == "done"
+        print(f"{record['seconds']:.0f} s" if done else f"FAILED\n{record['error']}")
         _write_summary(out, profile)
-        if record["status"] != "done":
-            failed = True
+        if not done:
             break
     print(f"look at {_relative(out / 'index.html')}")
-    return int(failed)
+    return int(not done)
 
 
 def execute_in_place(path: Path) -> str:
@@ -101,9 +101,7 @@ def execute_in_place(path: Path) -> str:
     if len(text.encode()) > MAX_BYTES:
         megabytes = len(text.encode()) / 1e6
         raise ParameterError(f"{path.name} would be {megabytes:.1f} MB, at most {MAX_BYTES / 1e6}; smaller figures")
-    partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text)
     return f"{path.stem}: {time.perf_counter() - start:.0f} s, {len(text) / 1e3:.0f} kB"
 
 
@@ -138,45 +136,85 @@ def _hide_addresses(output: Any) -> None:
             output["data"][kind] = hide(output["data"][kind])
 
 
-def _assign(paths: list[Path], profile: str, given: dict[str, Any]) -> dict[Path, dict[str, Any]]:
-    """Which of the given parameters each notebook takes: the common ones, and its own."""
-    if profile not in PROFILES:
-        raise ParameterError(
-            f"--profile {profile} does not exist{did_you_mean(profile, PROFILES)}. Allowed: {', '.join(PROFILES)}"
-        )
-    if "profile" in given or "out" in given:
+def _assign(paths: list[Path], profile: str, values: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+    """Which of the values each notebook takes: those of the common parameters, and of the ones that it has."""
+    find_profile(profile)
+    if "profile" in values or "out" in values:
         raise ParameterError("profile and out are options of the course: --profile NAME, --out FOLDER")
-    if isinstance(given.get("data"), str) and Path(given["data"]).expanduser().exists():
-        given = {**given, "data": str(Path(given["data"]).expanduser().resolve())}  # notebooks run elsewhere
-    names = {path: _parameter_names(path) for path in paths}
-    known = list(dict.fromkeys([*COMMON, *(name for own in names.values() for name in own)]))
-    check_names(given, known, where="the course" if len(paths) > 1 else paths[0].stem)
-    return {
-        path: {"profile": profile, **{name: value for name, value in given.items() if name in names[path]}}
-        for path in paths
-    }
+    defaults = {path: _default_parameters(path) for path in paths}
+    known = list(dict.fromkeys([*COMMON, *(name for each in defaults.values() for name in each)]))
+    check_names(values, known, where="the course" if len(paths) > 1 else paths[0].stem)
+    chosen = {}
+    for path, default in defaults.items():
+        taken = {name: value for name, value in values.items() if name in default}
+        common = {name: value for name, value in {**default, **taken}.items() if name in ("data", "seed", "device")}
+        data = check_common(profile=profile, **common)["data"]
+        if "data" in taken and isinstance(data, Path):
+            taken["data"] = str(data.resolve())  # notebooks run in their own folder
+        chosen[path] = {"profile": profile, **taken}
+    return chosen
 
 
-def _parameter_names(path: Path) -> list[str]:
+def _default_parameters(path: Path) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults; what is no literal comes as its source."""
     import papermill
 
-    return list(papermill.inspect_notebook(str(path)))
+    defaults = {name: parameter["default"] for name, parameter in papermill.inspect_notebook(str(path)).items()}
+    for name, source in defaults.items():
+        with suppress(ValueError, SyntaxError):
+            defaults[name] = ast.literal_eval(source)
+    return defaults
 
 
-def _forget(out: Path, name: str) -> None:
-    """Remove an earlier run's results of this notebook, and nothing that is not one."""
-    if (out / name / "run.json").exists():
-        shutil.rmtree(out / name)
-    for suffix in (".ipynb", ".html"):
-        (out / f"{name}{suffix}").unlink(missing_ok=True)
+def _records(out: Path) -> dict[str, dict[str, Any]]:
+    """The records of earlier runs in ``out``, by notebook; other files of that name are left out."""
+    records = {}
+    for path in sorted(out.glob("*/run.json")):
+        record = _read_json(path)
+        if record.get("name") == path.parent.name and "status" in record:
+            records[record["name"]] = record
+    return records
+
+
+def _check_out(out: Path, paths: list[Path]) -> None:
+    records = _records(out)
+    targets = [] if records else [out / "index.html", out / "metrics.json"]
+    names = [path.stem for path in paths if path.stem not in records]
+    targets += [out / f"{name}{suffix}" for name in names for suffix in (".ipynb", ".html")]
+    for target in targets:
+        if target.exists():
+            raise ParameterError(f"{target} was not written by an earlier run of the course: name another --out")
+
+
+def _remove_products(out: Path, name: str) -> None:
+    """Remove what an earlier run of this notebook wrote itself, and nothing else."""
+    folder, record = out / name, _records(out).get(name)
+    if record is None:
+        return
+    figures = [folder / "figures" / Path(figure).name for figure in record["figures"]]
+    products = [folder / "metrics.json", folder / "run.json", out / f"{name}.ipynb", out / f"{name}.html"]
+    for path in figures + products:
+        path.unlink(missing_ok=True)
 
 
 def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Execute one notebook, and write and return its record."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     folder, executed = out / path.stem, out / path.name
-    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "name": path.stem,
+        "title": path.stem,
+        "status": "failed",
+        "error": "interrupted",
+        "seconds": 0.0,
+        "profile": chosen["profile"],
+        "figures": [],
+        "metrics": {},
+        "html": False,
+    }
+    write_json(folder / "run.json", record)  # first: a run that is killed leaves files that the next one may replace
     error, start = "", time.perf_counter()
     try:
         papermill.execute_notebook(
@@ -191,21 +229,14 @@ def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
         error = f"cell {failure.cell_index} (In [{failure.exec_count}]): {failure.ename}: {failure.evalue}"
     except Exception as failure:  # a kernel that died or did not start: the page has to say so too
         error = f"{type(failure).__name__}: {failure}"
-    seconds = time.perf_counter() - start
-    title, figures = path.stem, []
+    record |= {"status": "failed" if error else "done", "error": error}
+    record |= {"seconds": round(time.perf_counter() - start, 2), "html": _export(executed)}
     if executed.exists():
-        title, figures = _extract(executed, folder)
-    return {
-        "name": path.stem,
-        "title": title,
-        "status": "failed" if error else "done",
-        "error": error,
-        "seconds": round(seconds, 2),
-        "profile": chosen["profile"],
-        "figures": figures,
-        "metrics": _read_metrics(folder),
-        "html": _export(executed),
-    }
+        record["title"], record["figures"] = _extract(executed, folder)
+    metrics = _read_json(folder / "metrics.json")
+    record["metrics"] = metrics.get("metrics", metrics)
+    write_json(folder / "run.json", record)
+    return record
 
 
 def _extract(executed: Path, folder: Path) -> tuple[str, list[str]]:
@@ -217,13 +248,10 @@ def _extract(executed: Path, folder: Path) -> tuple[str, list[str]]:
     title = next((line.lstrip("# ").strip() for line in headings if line.startswith("# ")), executed.stem)
     outputs = (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
     images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    names = []
-    (folder / "figures").mkdir(exist_ok=True)
-    for number, image in enumerate(images, start=1):
-        target = folder / "figures" / f"figure_{number:02d}.png"
-        target.write_bytes(base64.b64decode(image))
-        names.append(target.relative_to(folder.parent).as_posix())
-    return title, names
+    targets = (folder / "figures" / f"figure_{number:02d}.png" for number in itertools.count(1))
+    free = (target for target in targets if not target.exists())
+    written = [write_whole(target, base64.b64decode(image)) for image, target in zip(images, free, strict=False)]
+    return title, [target.relative_to(folder.parent).as_posix() for target in written]
 
 
 def _export(executed: Path) -> bool:
@@ -235,24 +263,24 @@ def _export(executed: Path) -> bool:
     except Exception as failure:
         print(f"(no HTML: {failure})", end=" ")
         return False
-    executed.with_suffix(".html").write_text(html, encoding="utf-8")
+    write_whole(executed.with_suffix(".html"), html)
     return True
 
 
-def _read_metrics(folder: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
     try:
-        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
-    return record.get("metrics", record)
+    return value if isinstance(value, dict) else {}
 
 
 def _write_summary(out: Path, profile: str) -> None:
     """``metrics.json`` and ``index.html`` of all in ``out``, earlier runs of other notebooks included."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/run.json"))]
-    metrics = {record["name"]: record["metrics"] for record in records}
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    (out / "index.html").write_text(page.build(records, profile=profile), encoding="utf-8")
+    records = _records(out)
+    write_json(out / "metrics.json", {name: record["metrics"] for name, record in records.items()})
+    write_whole(out / "index.html", page.build(records.values(), profile=profile))
 
 
 def _relative(path: Path) -> str:

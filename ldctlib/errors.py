@@ -3,6 +3,11 @@
 A message says what was wrong, where, and what to do about it.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class LdctError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -43,3 +48,9 @@ def require(package: str, *, extra: str, needed_for: str):
             f"{needed_for} needs the package '{package}', which cannot be imported here ({error}). "
             f'Install it with: pip install "ldctlib[{extra}]"'
         ) from error
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """``" (did you mean 'seed'?)"``, or an empty string where no allowed name is near."""
+    near = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -17,19 +17,23 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
-    ("units", "errors", "profiles", "torchvision_shim"),
+    ("units", "errors", "files", "image", "compat", "torchvision_shim", "profiles", "notebook"),
     ("ct", "models"),
-    ("data", "diffusion"),
-    ("losses", "leda"),
-    ("training", "checkpoints"),
+    ("phantom", "operators"),
+    ("diffusion", "losses", "checkpoints"),
+    ("training", "data"),
+    ("pipelines",),
     ("metrics",),
-    ("recipes", "methods", "cases"),
-    ("benchmark",),
+    ("recipes", "methods", "generators"),
+    ("denoise", "benchmark", "cases"),
     ("show",),
     ("course", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-APART = {("diffusion", "models"), ("diffusion", "ct"), ("models", "ct"), ("ct", "models")}
+APART = {("diffusion", "models"), ("diffusion", "ct"), ("diffusion", "phantom"), ("models", "ct"), ("ct", "models")}
+
+MOST_LINES = 20_000
+"""Of the library, which has to stay readable as a whole."""
 
 DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml", "torch_fidelity": "torch-fidelity"}
 PROVIDED = {"IPython": "ipykernel", "cycler": "matplotlib"}  # come with a package that is declared
@@ -50,17 +54,14 @@ def layer_of(module: str) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports anywhere, inside functions too."""
+    """Full names of what a file imports anywhere, inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno}: relative import; write the full name"
-            if node.module == "ldctlib":  # from ldctlib import units
-                found |= {f"ldctlib.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}  # a module, or a name in one
     return found
 
 
@@ -82,18 +83,41 @@ def test_imports_go_downwards(path):
 
 
 def test_the_layer_rule_can_fail():
-    assert climbs("ct", "data") and climbs("diffusion", "models") and climbs("metrics", "show")
+    assert climbs("ct", "phantom") and climbs("diffusion", "models") and climbs("pipelines", "metrics")
     assert not climbs("data", "ct") and not climbs("show", "metrics")
 
 
-def test_peers_do_not_import_each_other_in_a_circle():
-    edges = {}
+def circles(edges: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Groups of nodes of which each leads to every other."""
+
+    def reachable(start: str) -> set[str]:
+        found, waiting = set(), [start]
+        while waiting:
+            new = edges.get(waiting.pop(), set()) - found
+            found |= new
+            waiting += new
+        return found
+
+    reach = {node: reachable(node) for node in edges}
+    return {frozenset(b for b in reach[a] if a in reach.get(b, ())) for a in edges if a in reach[a]}
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"e"}}) == {frozenset("bc")}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == set()
+
+
+def test_nothing_is_imported_in_a_circle():
+    """Not between modules, and not between packages."""
+    names = {module_name(path) for path in sources()}
+    modules, packages = {}, {}
     for path in sources():
-        importer = layer_of(module_name(path))
-        targets = {layer_of(name) for name in imported(path) if name.startswith("ldctlib")}
-        edges.setdefault(importer, set()).update(targets - {importer, ""})
-    circles = [(a, b) for a in LEVEL for b in edges.get(a, ()) if a in edges.get(b, ()) and a < b]
-    assert not circles
+        name = module_name(path)
+        targets = {target if target in names else target.rpartition(".")[0] for target in imported(path)}
+        modules[name] = targets & names - {name, "ldctlib"}
+        packages.setdefault(layer_of(name), set()).update(map(layer_of, modules[name]))
+    found = circles(modules) | circles({a: targets - {a, ""} for a, targets in packages.items()})
+    assert not found, "\n".join(" <-> ".join(sorted(group)) for group in found)
 
 
 BLOCKER = """
@@ -237,8 +261,71 @@ def test_words_that_do_not_belong_here(what):
     assert not found, f"{what}:\n" + "\n".join(found)
 
 
-def test_ruff_is_clean():
+@pytest.mark.parametrize("command", ["check", "format --check"])
+def test_ruff_is_clean(command):
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "ruff", *command.split(), "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def argument_names(node: ast.AST) -> set[str]:
+    """Of a function, or of what makes an instance of a class: its fields and its constructor's arguments."""
+    if isinstance(node, ast.ClassDef):
+        fields = {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}
+        constructors = (each for each in node.body if getattr(each, "name", "") == "__init__")
+        return fields.union(*map(argument_names, constructors)) - {"self"}
+    spec = node.args
+    arguments = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, spec.vararg, spec.kwarg]
+    return {argument.arg for argument in arguments if argument}
+
+
+def wrong_argument_lines(source: str) -> list[str]:
+    """Lines of docstrings that tell of an argument, and not as "name : text"."""
+    wrong = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or not ast.get_docstring(node):
+            continue
+        if names := "|".join(map(re.escape, argument_names(node))):
+            told = re.compile(rf"\**(?:{names})(?:, \**(?:{names}))*(?: \([^)]*\))?(?! : \S)(?:\s*:|\s{{2,}})")
+            lines = enumerate(node.body[0].value.value.splitlines(), start=node.body[0].lineno)
+            wrong += [f"{number}: {line.strip()[:70]}" for number, line in lines if told.match(line.strip())]
+    return wrong
+
+
+def test_the_argument_lines_that_are_wrong_are_found():
+    right = (
+        "window : in HU\n    roi, mask : pixels\n    window of the mask\n    z (where given) is one\n    other: text"
+    )
+    wrong = ("window: in HU", "mask    pixels", "roi, mask: pixels", "roi (H, W): pixels", "window  : in HU")
+    for text, count in [(right, 0), *((line, 1) for line in wrong)]:
+        source = f'def f(window, *, roi, mask=None, **z):\n    """Does it.\n\n    {text}\n    """'
+        assert len(wrong_argument_lines(source)) == count, text
+        fields = (
+            f'class F:\n    """It.\n\n    {text}\n    """\n    window: int\n    mask: int\n    roi: int\n    z: int'
+        )
+        assert len(wrong_argument_lines(fields)) == count, text
+
+
+def test_arguments_are_told_in_one_dialect():
+    """Arguments in docstrings read ``name : text``."""
+    lines = ((path.relative_to(ROOT), wrong_argument_lines(path.read_text(encoding="utf-8"))) for path in sources())
+    wrong = [f"{path}:{line}" for path, found in lines for line in found]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_library_stays_compact():
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in sources()) <= MOST_LINES
+
+
+def test_the_files_of_each_paper_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## From a paper to its files$(.*?)(?=^## |\Z)", text, flags=re.M | re.S)
+    _, _, *lines = [line for line in section.splitlines() if line.startswith("|")]
+    assert lines
+    for line in lines:
+        paper, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        paths = [path for cell in cells for path in re.findall(r"`([^`]+)`", cell)]
+        assert paths, f"{paper} names no file"
+        missing = [path for path in paths if not ((ROOT / path).exists() or (ROOT / "ldctlib" / path).exists())]
+        assert not missing, f"{paper}: {', '.join(missing)}"

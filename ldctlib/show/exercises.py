@@ -1,6 +1,6 @@
 """Exercises: ``check("01.noise_ratio", answer)`` says open, right, or not yet with a hint, and never raises.
 
-The exercises of notebook NN live in ``ldctlib/show/answers_NN.py`` as a list ``EXERCISES``, loaded when a
+The exercises of notebook NN live in ``ldctlib/show/answers/nbNN.py`` as a list ``EXERCISES``, loaded when a
 name that begins with ``NN.`` is first checked. Each one carries a right and a plausible wrong answer, which
 a test feeds to it.
 """
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ldctlib.errors import ParameterError
-from ldctlib.profiles import did_you_mean
+from ldctlib.errors import ParameterError, did_you_mean
 
 Accept = Callable[[Any], bool]
 
@@ -79,42 +78,22 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
 def exercises_of(notebook: str) -> dict[str, Exercise]:
     """The exercises of notebook ``"NN"``, by name. Raises ParameterError if it has none."""
     if notebook not in notebooks():
-        raise ParameterError(f"no exercises for '{notebook}'; there are some for {', '.join(notebooks()) or 'none'}")
-    module = importlib.import_module(f"ldctlib.show.answers_{notebook}")
+        raise ParameterError(f"no exercises for '{notebook}'; there are some for {', '.join(notebooks())}")
+    module = importlib.import_module(f"ldctlib.show.answers.nb{notebook}")
     return {exercise.name: exercise for exercise in module.EXERCISES}
 
 
 def notebooks() -> list[str]:
     """Numbers of the notebooks that have exercises."""
-    import ldctlib.show
+    from ldctlib.show import answers
 
-    names = (module.name for module in pkgutil.iter_modules(ldctlib.show.__path__))
-    return sorted(name.removeprefix("answers_") for name in names if name.startswith("answers_"))
+    return sorted(module.name.removeprefix("nb") for module in pkgutil.iter_modules(answers.__path__))
 
 
 def number(value: float, *, within: float) -> Accept:
     """Accepts numbers with a relative error of at most ``within`` (absolute where ``value`` is 0)."""
     tolerance = within * (abs(value) or 1.0)
     return lambda answer: not isinstance(answer, bool) and abs(float(answer) - value) <= tolerance
-
-
-def choice(*right: str) -> Accept:
-    """Accepts one of the given words, whatever the case and the spaces around."""
-    allowed = {word.casefold() for word in right}
-    return lambda answer: str(answer).strip().casefold() in allowed
-
-
-def array(value: Any, *, within: float) -> Accept:
-    """Accepts arrays or tensors of the same shape whose largest absolute error is at most ``within``."""
-    import numpy as np
-
-    expected = np.asarray(value, dtype=np.float64)
-
-    def accept(answer: Any) -> bool:
-        given = np.asarray(answer.detach().cpu() if hasattr(answer, "detach") else answer, dtype=np.float64)
-        return given.shape == expected.shape and float(np.abs(given - expected).max(initial=0.0)) <= within
-
-    return accept
 
 
 def is_open(answer: Any) -> bool:

@@ -6,7 +6,6 @@ which redraws faster than a matplotlib figure would. ``panel.figure()`` is for a
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.show.figures import plane, rows
+from ldctlib.show.png import array_png
 from ldctlib.units import SOFT_TISSUE, Window
 
 SIZE_PX = 512  # the longer side on screen
@@ -39,15 +39,6 @@ class Panel:
 def grey(image_hu: Any, window: Window) -> np.ndarray:
     """An image (H, W) in HU as uint8 grey levels in a window."""
     return np.rint(window.to_display(plane(image_hu)) * 255).astype(np.uint8)
-
-
-def png(image: np.ndarray) -> bytes:
-    """A uint8 (H, W) or (H, W, 3) array as PNG bytes, packed for speed."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="png", compress_level=1)
-    return buffer.getvalue()
 
 
 def render_slice(volume_hu: Any, index: int, window: Window) -> np.ndarray:
@@ -143,10 +134,10 @@ def panel(controls: dict[str, Any], render: Callable[..., np.ndarray], figure: C
     height, width = first.shape[:2]
     scale = SIZE_PX * (2 if width > 1.5 * height else 1) / max(height, width)
     layout = w.Layout(width=f"{round(width * scale)}px", max_width="100%", object_fit="contain")
-    image = w.Image(value=png(first), format="png", layout=layout)
+    image = w.Image(value=array_png(first), format="png", layout=layout)
 
     def redraw(_change: Any) -> None:
-        image.value = png(render(**{name: control.value for name, control in controls.items()}))
+        image.value = array_png(render(**{name: control.value for name, control in controls.items()}))
 
     for control in controls.values():
         control.layout = w.Layout(width="460px")

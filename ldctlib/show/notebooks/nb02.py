@@ -1,4 +1,4 @@
-"""Looking at latents: their channels as a mosaic, what the decoder makes of one number, and a walk through a latent.
+"""Notebook 02: a latent's channels as a mosaic, the decoder's response to one number, and a walk through a latent.
 
 A latent is (1, c, h, w) or (c, h, w), raw (as the decoder takes it). ``decode`` is any callable from raw latents
 (B, c, h, w) to images (B, 1, H, W) in HU. Figures are closed to pyplot, as in :mod:`ldctlib.show.figures`.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.show.figures import DIFFERENCE, DPI, WIDTH, plane, rows
+from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
 from ldctlib.show.widgets import Panel, grey, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -64,25 +64,23 @@ def bottleneck(
     difference: Window = DIFFERENCE,
     names: tuple[str, str] = ("x", "D(E(x))"),
 ) -> Figure:
-    """An image, its latent at the same size of a number on paper, what is decoded from it, and the difference in HU.
+    """An image, its latent at the same size of a number on paper, the decoded image, and the difference in HU.
 
     Each channel of the latent has its own grey levels, from its 1st to its 99th percentile.
     """
-    import matplotlib.pyplot as plt
-
     image, decoded, latent = plane(image_hu), plane(decoded_hu), channels(z)
     if image.shape != decoded.shape:
-        raise ShapeError(f"an image and what is decoded have one shape, got {image.shape} and {decoded.shape}")
+        raise ShapeError(f"an image and its decoded one have one shape, got {image.shape} and {decoded.shape}")
     low, high = np.percentile(latent, (1, 99), axis=(1, 2))[..., None, None]
-    sheet = mosaic(np.clip((latent - low) / np.maximum(high - low, 1e-12), 0, 1))
-    height, width = image.shape
-    figure, axes = plt.subplots(1, 4, figsize=(WIDTH, WIDTH / 4 * height / width + 0.75), dpi=DPI, layout="constrained")
-    plt.close(figure)
-    shown = axes[0].imshow(image, cmap="gray", vmin=window.low, vmax=window.high)
-    axes[1].imshow(sheet, cmap="gray", vmin=0, vmax=1, extent=(0, sheet.shape[1], sheet.shape[0], 0))
-    axes[1].set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # one number of the latent as large as a pixel
-    axes[2].imshow(decoded, cmap="gray", vmin=window.low, vmax=window.high)
-    error = axes[3].imshow(decoded - image, cmap="RdBu_r", vmin=difference.low, vmax=difference.high)
+    sheet = mosaic((latent - low) / np.maximum(high - low, 1e-12))[: image.shape[0], : image.shape[1]]
+    paper = np.full_like(image, np.nan)
+    paper[: sheet.shape[0], : sheet.shape[1]] = sheet
+    cells = (
+        (image, window, "gray"),
+        (paper, Window(0.5, 1), "gray"),
+        (decoded, window, "gray"),
+        (decoded - image, difference, "RdBu_r"),
+    )
     c, h, w = latent.shape
     titles = (
         f"{names[0]}: {image.size:,} numbers",
@@ -90,21 +88,20 @@ def bottleneck(
         names[1],
         f"{names[1]} − {names[0]}",
     )
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set(xticks=[], yticks=[], title=title)
-        axis.spines[:].set_visible(False)
+    figure, axes = grid([cells], titles=titles, margins=(0.1, 0.8))
     bar = dict(location="bottom", fraction=0.06, pad=0.02)
-    figure.colorbar(shown, ax=list(axes[:3]), label="HU (the image and what is decoded)", aspect=60, **bar)
-    figure.colorbar(error, ax=axes[3], label="HU", **bar)
+    figure.colorbar(axes[0, 0].images[0], ax=list(axes[0, :3]), label="HU (both images)", aspect=60, **bar)
+    figure.colorbar(axes[0, 3].images[0], ax=axes[0, 3], label="HU", **bar)
     return figure
 
 
 @torch.no_grad()
 def responses(decode: Decode, z: Tensor, *, amount: Any, size: int = 24) -> np.ndarray:
-    """What one number of the latent does to the image: (c, size, size) in HU.
+    """The decoder's response to one number of the latent: (c, size, size) in HU.
 
-    z (1, c, h, w): every channel in turn is raised by its ``amount`` (a number, or one for each channel) at the middle
-    position, and half of D(z + amount) - D(z - amount) is cut out around it.
+    z : (1, c, h, w); every channel in turn is raised at the middle position
+    amount : by which, a number or one for each channel
+    size : pixels that are cut around it from half of D(z + amount) - D(z - amount)
     """
     if z.ndim != 4 or len(z) != 1:
         raise ShapeError(f"responses takes one latent (1, c, h, w), got {tuple(z.shape)}")
@@ -123,42 +120,26 @@ def responses(decode: Decode, z: Tensor, *, amount: Any, size: int = 24) -> np.n
 
 def atom_sheet(sets: Mapping[str, Any], *, titles: Sequence[str] | None = None) -> Figure:
     """Small images (c, n, n) of every channel, a row for each name; each scaled to its own largest value."""
-    import matplotlib.pyplot as plt
-
     arrays = {name: channels(images) for name, images in sets.items()}
     counts = {len(images) for images in arrays.values()}
     if len(counts) != 1:
         raise ShapeError(f"every row needs as many channels, got {sorted(counts)}")
-    (count,) = counts
-    figure, axes = plt.subplots(
-        len(arrays),
-        count,
-        squeeze=False,
-        dpi=DPI,
-        layout="constrained",
-        figsize=(WIDTH, len(arrays) * WIDTH / count + 0.5),
-    )
-    plt.close(figure)
-    for row, (name, images) in enumerate(arrays.items()):
-        line = axes[row]
-        line[0].set_ylabel(name, fontsize=8)
-        for i, (axis, image) in enumerate(zip(line, images, strict=True)):
-            top = float(np.abs(image).max()) or 1.0
-            axis.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_color("0.8")
-            if row == 0:
-                axis.set_title(titles[i] if titles is not None else str(i), fontsize=8)
+    lines = [[(i, Window(0, 2 * float(np.abs(i).max() or 1)), "RdBu_r") for i in images] for images in arrays.values()]
+    figure, axes = grid(lines, titles=titles or [str(i) for i in range(*counts)], labels=arrays, margins=(0.1, 0.5))
+    for axis in axes.flat:
+        axis.spines[:].set(visible=True, color="0.8")
     return figure
 
 
 # ---------------------------------------------------------------- the walk
 
 
-def moved(start: Tensor, end: Tensor, *, blend: float, channel: int, shift: float, unit: Any) -> Tensor:
+def walk_point(start: Tensor, end: Tensor, *, blend: float, channel: int, shift: float, unit: Any) -> Tensor:
     """A point of the walk: between two latents, with one channel raised in the middle of the image.
 
-    start, end : (1, c, h, w). blend : 0 start, 1 end. shift : in units of ``unit[channel]``, a channel's std.
+    start, end : (1, c, h, w)
+    blend : 0 start, 1 end
+    shift : in units of ``unit[channel]``, a channel's std
     """
     if start.shape != end.shape or start.ndim != 4:
         raise ShapeError(
@@ -186,8 +167,8 @@ def render_walk(
     window: Window = SOFT_TISSUE,
 ) -> np.ndarray:
     """What is decoded at a point of the walk, beside what the shift changed (grey at 0 HU): uint8 (H, 2W)."""
-    here = moved(start, end, blend=blend, channel=channel, shift=0.0, unit=unit)
-    there = moved(start, end, blend=blend, channel=channel, shift=shift, unit=unit)
+    here = walk_point(start, end, blend=blend, channel=channel, shift=0.0, unit=unit)
+    there = walk_point(start, end, blend=blend, channel=channel, shift=shift, unit=unit)
     unshifted, shifted = (plane(image) for image in decode(torch.cat([here, there])))
     return np.concatenate([grey(shifted, window), grey(shifted - unshifted, Window(0, window.width))], axis=1)
 
@@ -228,7 +209,7 @@ def latent_walk(decode: Decode, start: Tensor, end: Tensor, *, window: Window = 
             "second code": (1.0, 0, 0.0),
         }
         points = [
-            moved(start, end, blend=b, channel=min(c, len(unit) - 1), shift=s, unit=unit)
+            walk_point(start, end, blend=b, channel=min(c, len(unit) - 1), shift=s, unit=unit)
             for b, c, s in stations.values()
         ]
         return rows(dict(zip(stations, decode(torch.cat(points)), strict=True)), window=window)

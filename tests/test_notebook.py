@@ -1,4 +1,4 @@
-"""Profiles and notebook parameters: what is allowed passes, everything else is refused with a remedy."""
+"""Notebook parameters: what is allowed passes, everything else is refused with a remedy."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import math
 import pytest
 import torch
 
-from ldctlib import course, profiles
+from ldctlib import notebook
 from ldctlib.errors import ParameterError
+from ldctlib.profiles import PROFILES
 
 
 def test_defaults_make_the_output_folder(tmp_path):
-    settings = profiles.parameters("01_data_and_dose", out=tmp_path / "a" / "b", doses=[0.1, 0.25])
+    settings = notebook.parameters("01_data_and_dose", out=tmp_path / "a" / "b", doses=[0.1, 0.25])
     assert settings.out.is_dir()
     assert settings.profile.name == "workshop" and settings.data == "phantom"
-    assert settings.own == {"doses": [0.1, 0.25]}
+    assert settings.more == {"doses": [0.1, 0.25]}
     assert settings.pick(workshop=1, train=2, paper=3) == 1
     assert str(tmp_path) not in str(settings)  # a committed notebook prints it
 
@@ -37,32 +38,33 @@ def test_defaults_make_the_output_folder(tmp_path):
         ({"device": "gpu"}, "auto, cpu, cuda"),
         ({"device": "cuda:99"}, "PyTorch sees"),
         ({"device": 3.5}, "allowed: auto"),
+        ({"data": 3}, "data='3' does not exist"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, wrong, says):
     with pytest.raises(ParameterError, match=says):
-        profiles.parameters("nb", out=tmp_path, **wrong)
+        notebook.parameters("nb", out=tmp_path, **wrong)
 
 
 def test_a_file_in_the_way_of_out(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ParameterError, match="cannot be made a folder"):
-        profiles.parameters("nb", out=tmp_path / "taken")
+        notebook.parameters("nb", out=tmp_path / "taken")
 
 
 def test_a_folder_of_scans_is_data_in_every_profile(tmp_path):
-    for name in profiles.PROFILES:
-        assert profiles.parameters("nb", profile=name, data=str(tmp_path), out=tmp_path).data == tmp_path
+    for name in PROFILES:
+        assert notebook.parameters("nb", profile=name, data=str(tmp_path), out=tmp_path).data == tmp_path
 
 
 def test_pick_wants_every_profile(tmp_path):
     with pytest.raises(ParameterError, match="one value for each"):
-        profiles.parameters("nb", out=tmp_path).pick(workshop=1)
+        notebook.parameters("nb", out=tmp_path).pick(workshop=1)
 
 
 def test_generators_repeat_and_differ_by_stream_and_seed(tmp_path):
     def draw(seed: int, stream: int) -> float:
-        settings = profiles.parameters("nb", out=tmp_path, seed=seed)
+        settings = notebook.parameters("nb", out=tmp_path, seed=seed)
         return torch.rand(1, generator=settings.generator(stream)).item()
 
     assert draw(1, 0) == draw(1, 0)
@@ -70,7 +72,7 @@ def test_generators_repeat_and_differ_by_stream_and_seed(tmp_path):
 
 
 def test_metrics_are_plain_json_and_replace_the_old_ones(tmp_path):
-    settings = profiles.parameters("nb", out=tmp_path)
+    settings = notebook.parameters("nb", out=tmp_path)
     settings.write_metrics({"old": 1})
     settings.write_metrics({"psnr": torch.tensor(24.5), "by": {"dose": [torch.tensor(1)]}})
     record = json.loads((tmp_path / "metrics.json").read_text())
@@ -79,10 +81,20 @@ def test_metrics_are_plain_json_and_replace_the_old_ones(tmp_path):
 
 
 def test_metrics_that_are_not_finite_stay_readable(tmp_path):
-    settings = profiles.parameters("nb", out=tmp_path)
-    settings.write_metrics({"lpips": math.nan, "reason": "no trunk"})
+    settings = notebook.parameters("nb", out=tmp_path)
+    settings.write_metrics({"lpips": math.nan, "psnr": math.inf, "reason": "no trunk"})
     strict = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda text: pytest.fail(text))
-    assert strict["metrics"] == {"lpips": None, "reason": "no trunk"}
+    assert strict["metrics"] == {"lpips": None, "psnr": "inf", "reason": "no trunk"}
+
+
+def test_a_new_path_is_never_one_that_exists(tmp_path):
+    settings = notebook.parameters("nb", out=tmp_path)
+    for name in ("derived", "derived-2", "derived-3"):
+        path = settings.new_path("derived")
+        assert path == tmp_path / name
+        path.mkdir()
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    assert settings.new_path("scan.nii.gz").name == "scan-2.nii.gz"
 
 
 def test_a_misspelt_injected_name_is_found_in_the_kernels_record(tmp_path, monkeypatch):
@@ -93,20 +105,6 @@ def test_a_misspelt_injected_name_is_found_in_the_kernels_record(tmp_path, monke
 
     monkeypatch.setattr(IPython, "get_ipython", lambda: Shell)
     with pytest.raises(ParameterError, match=r"no parameter 'sede' \(did you mean 'seed'\?\)"):
-        profiles.parameters("nb", out=tmp_path)
+        notebook.parameters("nb", out=tmp_path)
     Shell.user_ns["In"][2] = "# Parameters\nseed = 3\n"
-    assert profiles.parameters("nb", out=tmp_path, seed=3).seed == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("a=3", 3), ("a=1e-3", 1e-3), ("a=True", True), ("a=[0.1, 2]", [0.1, 2]), ("a=cpu", "cpu"), ("a=x=y", "x=y")],
-)
-def test_command_line_values(text, value):
-    name, parsed = course.parse_assignment(text)
-    assert (name, parsed, type(parsed)) == ("a", value, type(value))
-
-
-def test_command_line_nonsense():
-    with pytest.raises(ParameterError, match="write name=value"):
-        course.parse_assignment("seed")
+    assert notebook.parameters("nb", out=tmp_path, seed=3).seed == 3

@@ -59,8 +59,8 @@ EXERCISES = [
         "it on as 0.01.",
         hint="What is eps_hat multiplied by on its way into x0_hat?",
         hints=(
-            (lambda a: abs(float(a) - 642) < 20, "That is the factor. The error of eps_hat was 0.01."),
-            (lambda a: abs(float(a) - 0.01 / ALPHA_BAR_999) < 200, "Divided by ᾱ: equation (6) divides by its root."),
+            (number(642, within=0.03), "That is the factor. The error of eps_hat was 0.01."),
+            (number(0.01 / ALPHA_BAR_999, within=0.05), "Divided by ᾱ: equation (6) divides by its root."),
         ),
     ),
     Exercise(
@@ -90,9 +90,9 @@ EXERCISES = [
         hint="Solve √(1 + 1/n) ≤ 1.05 for n, round up, and multiply by the steps of a draw.",
         hints=(
             (lambda a: 9 <= float(a) <= 10, "Those are draws. Each takes 30 evaluations."),
-            (lambda a: abs(float(a) - 270) < 1, "With nine draws it is 5.4 %: round up."),
-            (lambda a: abs(float(a) - 600) < 1, "n = 20 makes 1/n = 0.05. The root halves it."),
-            (lambda a: abs(float(a) - 12000) < 40, "1/√n is a mean's own scatter; here squares add: 1 + 1/n."),
+            (number(270, within=0.003), "With nine draws it is 5.4 %: round up."),
+            (number(600, within=0.001), "n = 20 makes 1/n = 0.05. The root halves it."),
+            (number(12000, within=0.003), "1/√n is a mean's own scatter; here squares add: 1 + 1/n."),
         ),
     ),
 ]

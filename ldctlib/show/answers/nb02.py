@@ -45,10 +45,6 @@ def _answers_like(other: Any) -> Any:
     return same
 
 
-def _near(value: float, within: float = 0.03) -> Any:
-    return lambda answer: abs(float(answer) - value) <= within * abs(value)
-
-
 EXERCISES = [
     Exercise(
         name="02.white",
@@ -60,9 +56,12 @@ EXERCISES = [
         "√(1/4) · 20 = 10 HU. CT noise is not white: of low frequencies more stays, of high ones less.",
         hint="Count variances: 16 of 64 equal parts stay.",
         hints=(
-            (_near(5.0), "A quarter of the numbers keeps a quarter of the *variance*."),
-            (_near(20.0), "That would be all of it: but 48 of 64 coefficients are thrown away."),
-            (_near(15.0), "Three quarters of the variance are lost, not a quarter of the standard deviation."),
+            (number(5.0, within=0.03), "A quarter of the numbers keeps a quarter of the *variance*."),
+            (number(20.0, within=0.03), "That would be all of it: but 48 of 64 coefficients are thrown away."),
+            (
+                number(15.0, within=0.03),
+                "Three quarters of the variance are lost, not a quarter of the standard deviation.",
+            ),
         ),
     ),
     Exercise(
@@ -101,10 +100,10 @@ EXERCISES = [
         "20 HU is then worth less than its nats, and is dropped.",
         hint="D = λ / 2, and D is a variance: 20 HU are 0.02 in model units.",
         hints=(
-            (_near(800.0), "That is in HU². The loss is computed in model units: divide by 1000²."),
-            (_near(4e-4), "D = λ / 2, so λ is twice D."),
-            (_near(2e-4), "D = λ / 2: multiply by two, don't divide."),
-            (_near(0.04), "D is a variance: square the 0.02 first."),
+            (number(800.0, within=0.03), "That is in HU². The loss is computed in model units: divide by 1000²."),
+            (number(4e-4, within=0.03), "D = λ / 2, so λ is twice D."),
+            (number(2e-4, within=0.03), "D = λ / 2: multiply by two, don't divide."),
+            (number(0.04, within=0.03), "D is a variance: square the 0.02 first."),
         ),
     ),
 ]

@@ -27,10 +27,6 @@ def _to_hu_too_late(stored, slope, intercept, padding):
     return np.where(hu == padding, -1000.0, hu)
 
 
-def _close(value: float) -> Any:
-    return lambda answer: abs(float(answer) - value) < 0.02 * value
-
-
 EXERCISES = [
     Exercise(
         name="08.floor",
@@ -43,12 +39,15 @@ EXERCISES = [
         hint="The noise doubles, so its variance ratio R is 4. Equation (3) then needs only sigma_0 = 20 HU.",
         hints=(
             (
-                _close(20.0),
+                number(20.0, within=0.02),
                 "20 HU is what the noise-free anatomy would be charged. One can do better: the salted "
                 "scan still tells something of your scan's own noise.",
             ),
-            (_close(34.64), "34.6 HU is the noise that is added, √3 · 20. The question is what is left at best."),
-            (_close(10.0), "10 HU would be half of your scan's own noise; variances add, not deviations."),
+            (
+                number(34.64, within=0.02),
+                "34.6 HU is the noise that is added, √3 · 20. The question is what is left at best.",
+            ),
+            (number(10.0, within=0.02), "10 HU would be half of your scan's own noise; variances add, not deviations."),
         ),
     ),
     Exercise(
@@ -79,11 +78,11 @@ EXERCISES = [
         hint="The noise that is left has the standard deviation keep · √10 · (full-dose noise).",
         hints=(
             (
-                _close(0.1),
+                number(0.1, within=0.02),
                 "0.1 = 1/R gives the smallest RMSE to the full-dose image, but it leaves only 0.1 · √10 = "
                 "a third of the full-dose noise: smooth.",
             ),
-            (_close(0.9), "0.9 is a share of variance. keep multiplies the noise itself."),
+            (number(0.9, within=0.02), "0.9 is a share of variance. keep multiplies the noise itself."),
         ),
     ),
 ]

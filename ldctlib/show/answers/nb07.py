@@ -39,10 +39,6 @@ def _probe(answer: Any, share: float, noise_hu: float) -> float:
     return float(answer(share * 30 * detail + noise_hu * noise, 30 * detail, torch.ones(1, 1, 64, 64).bool()))
 
 
-def _near(value: float, within: float = 0.02) -> Any:
-    return lambda answer: abs(float(answer) - value) < within * value
-
-
 EXERCISES = [
     Exercise(
         name="07.perfect",
@@ -54,8 +50,11 @@ EXERCISES = [
         "10 log10(R − 1) = 4.8 dB. The best answer, k = 1/R, has (1 − 1/R) σ² and gains 10 log10 R = 6.0 dB.",
         hint="Against the full dose, the low-dose image is wrong by the added noise only: variance (R − 1) σ².",
         hints=(
-            (_near(6.02), "6.0 dB = 10 log10 R is the gain of the best answer, which keeps a quarter of the noise."),
-            (_near(9.54), "Decibels of a squared error have the factor 10, not 20."),
+            (
+                number(6.02, within=0.02),
+                "6.0 dB = 10 log10 R is the gain of the best answer, which keeps a quarter of the noise.",
+            ),
+            (number(9.54, within=0.02), "Decibels of a squared error have the factor 10, not 20."),
             (lambda a: float(a) == math.inf, "Infinite it is against the truth. Here the reference has noise."),
         ),
     ),

@@ -1,0 +1,1 @@
+"""The exercises of each notebook: a module nbNN with a list ``EXERCISES``."""

@@ -1,0 +1,1 @@
+"""Pictures and widgets that one notebook alone uses, a module each."""

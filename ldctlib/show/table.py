@@ -1,0 +1,80 @@
+"""Tables for a notebook: aligned as text, and as HTML with the best of each column in bold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from ldctlib.errors import ParameterError
+
+
+class Table:
+    """Rows of a table, the best of each column in bold where ``better`` says which end is best.
+
+    rows : a list of dicts, or a pandas DataFrame
+    better : column → ``"high"`` or ``"low"``; the first column is a name and is never ranked
+    digits : column → decimals; 2 for those not named
+    skip : names (first column) that are shown and do not compete, such as the reference itself
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        *,
+        better: Mapping[str, str] | None = None,
+        digits: Mapping[str, int] | None = None,
+        skip: Sequence[str] = (),
+    ):
+        if hasattr(rows, "to_dict"):
+            rows = rows.to_dict("records")
+        self.rows, self.better, self.digits, self.skip = (list(rows), dict(better or {}), dict(digits or {}), skip)
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        for name, end in self.better.items():
+            if end not in ("high", "low") or name not in self.columns:
+                raise ParameterError(f"better[{name!r}]={end!r}: say 'high' or 'low' for one of {self.columns}")
+
+    def best(self, column: str) -> set[int]:
+        """Indices of the rows that are best in a column, ties included as displayed."""
+        if column not in self.better:
+            return set()
+        competing = [(i, row) for i, row in enumerate(self.rows) if row[self.columns[0]] not in self.skip]
+        values = {i: round(row[column], self.digits.get(column, 2)) for i, row in competing if _finite(row.get(column))}
+        best = (max if self.better[column] == "high" else min)(values.values(), default=None)
+        return {index for index, value in values.items() if value == best}
+
+    def text(self, row: Mapping[str, Any], column: str) -> str:
+        value = row.get(column)
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            return "–"
+        is_float = isinstance(value, float | np.floating)
+        return f"{value:.{self.digits.get(column, 2)}f}" if is_float else str(value)
+
+    def __repr__(self) -> str:
+        cells = [self.columns] + [[self.text(row, column) for column in self.columns] for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(self.columns))]
+        aligned = [
+            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
+            for line in cells
+        ]
+        return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+    def _repr_html_(self) -> str:
+        best = {column: self.best(column) for column in self.columns}
+        head = "".join(f"<th>{escape(str(column))}</th>" for column in self.columns)
+
+        def cell(index: int, row: Mapping[str, Any], column: str) -> str:
+            text = escape(self.text(row, column))
+            return f"<td><b>{text}</b></td>" if index in best[column] else f"<td>{text}</td>"
+
+        body = "".join(
+            "<tr>" + "".join(cell(index, row, column) for column in self.columns) + "</tr>"
+            for index, row in enumerate(self.rows)
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))

@@ -1,0 +1,99 @@
+"""Notebook 03: its pictures of diffusion, its widget, its exercises."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from ldctlib.diffusion import samplers, schedule
+from ldctlib.errors import ParameterError
+from ldctlib.show.answers import nb03 as answers
+from ldctlib.show.exercises import check
+from ldctlib.show.notebooks import nb03
+from ldctlib.units import SOFT_TISSUE, Window
+
+
+def picture(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.fixture
+def steps() -> list[nb03.DecodedStep]:
+    """Five steps whose left half is 0 HU and whose right half rises by 100 HU a step."""
+    return [
+        nb03.DecodedStep(1000 - 200 * i, np.zeros((8, 6), np.float32), np.full((8, 6), 100.0 * i, np.float32))
+        for i in range(5)
+    ]
+
+
+def drawn(figure) -> list:
+    return [axis for axis in figure.axes if axis.images]
+
+
+def test_every_step_of_a_sampler_is_decoded():
+    plan = schedule.cosine(20)
+    z = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    steps = samplers.ddim(lambda x_t, t: 0 * x_t, z, plan, plan.times(4))
+    taken = nb03.decode_steps(steps, lambda x: 100 * x[:, :1])
+    assert [step.t for step in taken] == list(plan.times(4))
+    np.testing.assert_allclose(taken[0].x_t_hu, 100 * z[0, 0], rtol=1e-6)
+    # with eps_hat = 0 the estimate is x_t divided by its signal's scale
+    np.testing.assert_allclose(taken[1].x0_hat_hu, taken[1].x_t_hu / plan.at(taken[1].t) ** 0.5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- the scrubber
+
+
+def test_a_step_is_the_state_beside_the_estimate_and_a_bar(steps):
+    image = nb03.render_step(steps, 2, Window(200, 400))
+    assert image.shape == (8 + nb03.BAR_PX, 12, 3) and image.dtype == np.uint8
+    assert (image[:8, :6] == 0).all() and (image[:8, 6:] == 128).all()
+    filled = (image[-1] == nb03.WIPE_COLOUR).all(axis=1)
+    assert filled.sum() == round(12 * 3 / 5) and filled[0] and not filled[-1]
+    for step in (-1, 5):
+        with pytest.raises(ParameterError, match=r"there are 0 … 4"):
+            nb03.render_step(steps, step, SOFT_TISSUE)
+
+
+def test_the_scrubber_redraws_when_its_slider_moves(steps):
+    panel = nb03.scrubber(steps, window=Window(200, 400))
+    assert int(picture(panel.image.value)[0, -1, 0]) == 128  # begins in the middle, 200 HU
+    panel.controls["step"].value = 4
+    assert int(picture(panel.image.value)[0, -1, 0]) == 255
+    panel.controls["step"].value = 0
+    assert int(picture(panel.image.value)[0, -1, 0]) == 0
+    assert [label for label, _ in panel.controls["step"].options][0] == "1 of 5, t = 1000"
+    assert len(drawn(panel.figure())) == 10
+    with pytest.raises(ParameterError, match="at least one step"):
+        nb03.scrubber([])
+
+
+# ---------------------------------------------------------------- exercises
+
+
+def test_the_number_in_the_answers_is_the_schedules():
+    assert schedule.cosine().at(999) == pytest.approx(answers.ALPHA_BAR_999, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "says"),
+    [
+        ("03.amplified", 642, "That is the factor"),
+        ("03.amplified", 0.01 / 2.4e-6, "Divided by"),
+        ("03.velocity", lambda x, v, a: a**0.5 * x + (1 - a) ** 0.5 * v, "sign"),
+        ("03.velocity", lambda x, v, a: a * x - (1 - a) * v, "roots"),
+        ("03.velocity", lambda x, v, a: (1 - a) ** 0.5 * x + a**0.5 * v, "Eliminate eps"),
+        ("03.samples", 10, "Those are draws"),
+        ("03.samples", 270, "round up"),
+        ("03.samples", 600, "The root halves"),
+        ("03.samples", 12000, "squares add"),
+    ],
+)
+def test_plausible_mistakes_get_their_own_hint(name, answer, says):
+    verdict = check(name, answer)
+    assert verdict.state == "not yet" and says in verdict.message
