@@ -41,7 +41,7 @@ def write(path: Path, weights=None, **changes) -> Path:
     arguments = {
         "model": "redcnn",
         "config": CONFIG,
-        "units": UNITS,
+        "hu_range": UNITS,
         "trained_on": TRAINED_ON,
         "quality": {"psnr_db": 31.5},
     } | changes
@@ -63,7 +63,7 @@ def test_round_trip_is_exact(saved):
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, original[name].half().float())
     assert (loaded.model, loaded.config, loaded.range) == ("redcnn", CONFIG, UNITS)
-    assert (loaded.trained_on, loaded.quality, loaded.schedule) == (TRAINED_ON, {"psnr_db": 31.5}, None)
+    assert (loaded.trained_on, loaded.quality, loaded.pipeline) == (TRAINED_ON, {"psnr_db": 31.5}, None)
 
 
 def test_full_precision_and_other_types_survive(tmp_path):
@@ -93,7 +93,7 @@ def test_update_quality_touches_nothing_else(saved):
     checkpoints.update_quality(saved, {"ssim": 0.8})
     after = checkpoints.load(saved)
     assert after.quality == {"ssim": 0.8}
-    assert (after.sha256, after.trained_on, after.units) == (before.sha256, before.trained_on, before.units)
+    assert (after.sha256, after.trained_on, after.hu_range) == (before.sha256, before.trained_on, before.hu_range)
     assert all(torch.equal(t, before.state_dict[n]) for n, t in after.state_dict.items())
 
 
@@ -167,10 +167,10 @@ def test_config_and_fields_that_do_not_fit_are_named(tmp_path, monkeypatch):
         checkpoints.build(write(tmp_path / "e.safetensors", config={"width": 3}))
     path = tmp_path / "f.safetensors"
     checkpoints.write_tensors(path, {}, kind=checkpoints.FORMAT, fields={"model": "redcnn"})
-    with pytest.raises(CheckpointError, match="does not say config, units"):
+    with pytest.raises(CheckpointError, match="does not say config, hu_range"):
         checkpoints.load(path)
-    saved = write(tmp_path / "g.safetensors", units=None)
-    with pytest.raises(CheckpointError, match="no units"):
+    saved = write(tmp_path / "g.safetensors", hu_range=None)
+    with pytest.raises(CheckpointError, match="no HU range"):
         _ = checkpoints.load(saved).range
     monkeypatch.setattr(checkpoints, "MODELS", {"other": "x:y"})
     with pytest.raises(CheckpointError, match="'redcnn', and MODELS knows other"):
@@ -181,6 +181,8 @@ def test_save_refuses_what_could_not_be_loaded(tmp_path):
     path = tmp_path / "h.safetensors"
     with pytest.raises(CheckpointError, match="MODELS knows"):
         write(path, model="alexnet")
+    with pytest.raises(CheckpointError, match="output is one of"):
+        write(path, output="noise")
     with pytest.raises(CheckpointError, match="does not say seed"):
         write(path, trained_on={k: v for k, v in TRAINED_ON.items() if k != "seed"})
     with pytest.raises(CheckpointError, match="'w' is not finite as torch.float16"):
@@ -257,11 +259,90 @@ def test_nothing_is_unpickled(tmp_path):
 # ---------------------------------------------------------------- what ships
 
 
-def test_shipped_looks_where_it_is_told(tmp_path, monkeypatch, saved):
+def test_find_looks_where_it_is_told(tmp_path, monkeypatch, saved):
     monkeypatch.setenv("LDCT_CHECKPOINTS", str(tmp_path))
-    assert checkpoints.shipped("a") == saved
+    assert checkpoints.find("a") == saved
     with pytest.raises(CheckpointError, match=r"no checkpoint 'unheard'.*LDCT_CHECKPOINTS"):
-        checkpoints.shipped("unheard")
+        checkpoints.find("unheard")
+
+
+def test_find_by_hash_tells_namesakes_apart(tmp_path, monkeypatch):
+    """A better network takes the name; what leans on the old one finds it by its hash, beside it or kept as name@…"""
+    monkeypatch.setenv("LDCT_CHECKPOINTS", str(tmp_path / "shipped"))
+    new = write(tmp_path / "own" / "net.safetensors", {"w": torch.ones(2)})
+    kept = write(tmp_path / "shipped" / "net@old.safetensors", {"w": torch.zeros(2)})
+    old, newer = (checkpoints.load(path).sha256 for path in (kept, new))
+    assert checkpoints.find("net", folders=[tmp_path / "own"]) == new
+    assert checkpoints.find("net", sha256=old, folders=[tmp_path / "own"]) == kept
+    assert checkpoints.find("net", sha256=newer, folders=[tmp_path / "own"]) == new
+    with pytest.raises(CheckpointError, match=r"none of .*is the net with the hash 000000000000….*net@0000"):
+        checkpoints.find("net", sha256="0" * 64, folders=[tmp_path / "own"])
+
+
+OLD = {
+    "man": (
+        dict(
+            model="conditioned_unet",
+            config={},
+            schedule=dict(name="cosine", T=1000, prediction="v", centred=True, spread=0.1),
+        ),
+        dict(
+            keep=0.25,
+            uses={"autoencoder_perceptual": "a", "nafnet": "b"},
+            condition="simulated: noise",
+            stages={"stable": 7},
+        ),
+        dict(
+            process=dict(schedule="cosine", T=1000, prediction="v", residual=True, residual_std=0.1),
+            autoencoder="autoencoder_perceptual",
+            estimator="nafnet",
+            conditions={"concat": ["ldct", "estimate"]},
+        ),
+        "truth",
+    ),
+    "paper": (
+        dict(model="unet", config=dict(context_channels=4), schedule=dict(name="cosine", T=1000, prediction="eps")),
+        dict(keep=0.0, target="full dose", uses={"autoencoder_simple": "a"}, condition="paired: the low-dose scan"),
+        dict(
+            process=dict(schedule="cosine", T=1000, prediction="eps"),
+            autoencoder="autoencoder_simple",
+            estimator=None,
+            conditions={"context": ["ldct"]},
+        ),
+        "full dose",
+    ),
+    "prior": (
+        dict(model="unet", config=dict(concat_channels=0), schedule=dict(name="linear", T=1000, prediction="eps")),
+        dict(keep=0.25, condition="start: none, the prior alone"),
+        dict(
+            process=dict(schedule="linear", T=1000, prediction="eps"), autoencoder=None, estimator=None, conditions={}
+        ),
+        "truth",
+    ),
+    "scans": (
+        dict(model="redcnn", config=CONFIG, schedule=None),
+        dict(keep=0.0, target="full-dose scan as if noise-free, simulated noise added"),
+        None,
+        "full dose",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_headers_of_the_first_format_are_read(tmp_path, name):
+    """What steered inference among the notes is a field now, and gone from the notes."""
+    fields, notes, pipeline, output = OLD[name]
+    units = dict(low=-1000.0, high=1000.0, model_low=-1.0, model_high=1.0)
+    fields = fields | dict(units=units, trained_on=TRAINED_ON | notes, quality={"ssim": 0.8})
+    path = tmp_path / f"{name}.safetensors"
+    checkpoints.write_tensors(path, {"w": torch.ones(3)}, kind=checkpoints.OLD_FORMAT, fields=fields)
+    for _ in range(2):
+        read = checkpoints.load(path)
+        assert (read.pipeline, read.output, read.recipe) == (pipeline, output, name)
+        assert read.range == Range(-1000.0, 1000.0) and read.uses == notes.get("uses", {})
+        assert not {"keep", "condition", "uses", "stages"} & set(read.trained_on)
+        assert read.stages == [{"name": k, "steps": n} for k, n in notes.get("stages", {}).items()]
+        checkpoints.update_quality(path, {"ssim": 0.8})  # writes today's header
 
 
 @pytest.mark.parametrize("name", sorted(checkpoints.MODELS))
@@ -276,7 +357,7 @@ def test_shipped_files_are_whole_and_small():
         pytest.skip("no checkpoint ships yet")
     assert sum(path.stat().st_size for path in paths) < 40 * 2**20
     for path in paths:
-        assert checkpoints.shipped(path.stem).stem == path.stem
+        assert checkpoints.find(path.stem).stem == path.stem
         built = checkpoints.build(path)
         assert all(torch.isfinite(p).all() for p in built.parameters())
 

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ldctlib import checkpoints, recipes
-from ldctlib.data.cases import Case, Source
-from ldctlib.data.collections import open_collection, phantom_collection
 from ldctlib.data.patches import PatchConfig
-from ldctlib.errors import ParameterError
-from ldctlib.recipes import regression, running
-from ldctlib.training import TrainConfig
+from ldctlib.errors import CheckpointError, LdctError, ParameterError
+from ldctlib.losses.regression import weighted_mse
+from ldctlib.recipes import Network, Recipe, Stage, regression, running
+from ldctlib.training import Optimizer, TrainConfig, Update
 
-PATCHES = PatchConfig(seed=1, patch=32, size=96, slices=4, photographs=2, noises=2)
+PATCHES = PatchConfig(seed=1, patch=32, size=96, n_slices=4, n_photographs=2, n_noises=2)
+SMALL_NAFNET = dict(width=4, encoder=[1], middle=1, decoder=[1], patch=32)
+COMMON = dict(batch_size=2, log_every=1, checkpoint_every=1)
+TINY = Recipe(
+    {"nafnet": Network("nafnet", SMALL_NAFNET)},
+    (
+        Stage("stable", TrainConfig(steps=3, lr=1e-3, schedule="constant", **COMMON), PATCHES),
+        Stage("decay", TrainConfig(steps=2, lr=1e-3, **COMMON), PATCHES),
+    ),
+    regression.updates,
+)
 
-
-def tiny(profile: str) -> recipes.Recipe:
-    common = dict(batch_size=2, log_every=1, checkpoint_every=1)
-    return recipes.Recipe(
-        model="nafnet",
-        loss=regression.loss,
-        notes=regression.TARGET,
-        config=dict(width=4, encoder=[1], middle=1, decoder=[1], patch=32),
-        stages=(
-            recipes.Stage("stable", TrainConfig(steps=3, lr=1e-3, schedule="constant", **common), PATCHES),
-            recipes.Stage("decay", TrainConfig(steps=2, lr=1e-3, **common), PATCHES),
-        ),
-    )
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
 def only_tiny(monkeypatch):
-    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", dict.fromkeys(("workshop", "train", "paper"), TINY))
 
 
-def finish(out, **options) -> list[tuple[str, int]]:
-    return [(stage, log.step) for stage, log in recipes.run("tiny", out=out, device="cpu", progress=False, **options)]
+def finish(out, name="tiny", **options) -> list[tuple[str, int]]:
+    return [(stage, log.step) for stage, log in recipes.run(name, out=out, device="cpu", progress=False, **options)]
 
 
 def test_whole_and_in_short_calls(tmp_path):
@@ -50,8 +51,12 @@ def test_whole_and_in_short_calls(tmp_path):
     finish(tmp_path / "short")
     whole, short = (checkpoints.load(tmp_path / name / "tiny.safetensors") for name in ("whole", "short"))
     assert all(torch.equal(whole.state_dict[k], short.state_dict[k]) for k in whole.state_dict)
-    assert whole.trained_on["steps"] == 5 and whole.trained_on["stages"] == {"stable": 3, "decay": 2}
-    assert whole.trained_on["keep"] == 0.25 and whole.range == recipes.HU_RANGE
+    assert whole.trained_on["steps"] == 5 and [(s["name"], s["steps"]) for s in whole.stages] == [
+        ("stable", 3),
+        ("decay", 2),
+    ]
+    assert all(s["data"]["patch"] == 32 and s["seed"] == 0 for s in whole.stages)
+    assert (whole.output, whole.range, whole.recipe) == ("truth", recipes.HU_RANGE, "tiny")
 
 
 def test_one_stage_alone(tmp_path):
@@ -65,17 +70,190 @@ def test_one_stage_alone(tmp_path):
     assert finish(tmp_path / "other", stage="decay", init_from=start) == [("decay", 1), ("decay", 2)]
 
 
+def test_unknown_names_are_named():
+    with pytest.raises(ParameterError, match="did you mean 'nafnet'"):
+        recipes.recipe("nafnett")
+    with pytest.raises(LdctError, match="profile"):
+        recipes.recipe("nafnet", "quick")
+
+
 def test_loss_of_a_perfect_and_of_an_idle_network():
     """The truth costs nothing; the input itself costs its noise's variance over variance + 15 HU squared."""
     generator = torch.Generator().manual_seed(0)
-    clean = torch.full((4, 1, 32, 32), 40.0)
-    ldct = clean + 30 * torch.randn(clean.shape, generator=generator)
-    batch = {"clean_hu": clean, "ldct_hu": ldct, "sd_hu": torch.full((4,), 30.0)}
-    loss = regression.denoising_loss(recipes.HU_RANGE)
-    truth = recipes.HU_RANGE.to_model(clean)
-    assert float(loss(lambda x: truth, batch, generator)) == 0
+    target = torch.full((4, 1, 32, 32), 40.0)
+    ldct = target + 30 * torch.randn(target.shape, generator=generator)
+    batch = {"target_hu": target, "ldct_hu": ldct, "noise_sd_hu": torch.full((4,), 30.0)}
+    loss = weighted_mse(recipes.HU_RANGE)
+    truth = recipes.HU_RANGE.to_model(target)
+    assert float(loss(lambda x: truth, batch, generator, 0)) == 0
     # 4,096 samples of a squared Gaussian: 2.2 % standard error
-    assert abs(float(loss(lambda x: x, batch, generator)) / (900 / 1125) - 1) < 0.08
+    assert abs(float(loss(lambda x: x, batch, generator, 0)) / (900 / 1125) - 1) < 0.08
+
+
+# ---------------------------------------------------------------- every recipe
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name != "tiny"])
+def test_recipes_are_complete(name):
+    """At every profile the networks can be built and fit what they need, which comes before them."""
+    for profile in ("workshop", "train", "paper"):
+        recipe = recipes.recipe(name, profile)
+        order = running.training_order(profile=profile)
+        assert recipe.paper or recipe.pipeline is None
+        with torch.device("meta"):  # the paper's networks are big
+            network = checkpoints.model_class(recipe.saved.model)(**recipe.saved.config)
+        if recipe.pipeline is not None:
+            assert set(recipe.pipeline.conditions) == set(network.conditions)
+            if recipe.pipeline.autoencoder:
+                autoencoder = recipes.recipe(recipe.pipeline.autoencoder, profile).saved
+                assert autoencoder.config["latent_channels"] == network.in_channels
+        for other in running.needs(name, profile):
+            assert order.index(other) < order.index(name)
+        for stage in recipe.stages:
+            assert stage.train.warmup_steps <= stage.train.steps
+
+
+def test_published_numbers_of_man():
+    """Section 3.2: Adam at 1e-4 and a constant rate, batches of 16, 600 epochs, 512² pixels."""
+    for name in ("autoencoder_simple", "autoencoder_perceptual", "man", "man_simple"):
+        (stage,) = recipes.recipe(name, "paper").stages
+        assert (stage.train.schedule, stage.train.lr, stage.train.batch_size) == ("constant", 1e-4, 16)
+        assert stage.epochs == 600 and stage.data.patch == 512
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in ("tiny", "man_start")])
+def test_shipped_checkpoints_say_where_they_come_from(name):
+    checkpoint, recipe = checkpoints.load(checkpoints.find(name)), recipes.recipe(name)
+    assert checkpoint.recipe == name and checkpoint.trained_on["profile"] == "train"
+    assert checkpoint.trained_on["steps"] > 0 and "phantom" in checkpoint.trained_on["collection"]
+    assert (checkpoint.model, checkpoint.output, checkpoint.hu_range) == (
+        recipe.saved.model,
+        recipe.output,
+        recipe.hu_range,
+    )
+    config = {k: v for k, v in checkpoint.config.items() if k != "latent_scale"}  # that one is measured
+    assert config == recipe.saved.config
+    assert checkpoint.pipeline == (recipe.pipeline and recipe.pipeline.to_dict())
+    assert checkpoint.path.stat().st_size < recipe.budget_mib * 2**20
+    for needed, sha256 in checkpoint.uses.items():
+        checkpoints.find(needed, sha256=sha256)
+    if name in ("nafnet", "redcnn", "man", "ddpm"):
+        assert checkpoint.quality, "the header holds no measured quality"
+
+
+def test_the_graph_names_who_is_trained_again():
+    lines = dict(line.split(": ", 1) for line in recipes.graph().splitlines())
+    assert lines["man"] == "needs autoencoder_perceptual, nafnet"
+    assert lines["nafnet"] == "train again after it: man, man_simple"
+    assert list(lines).index("autoencoder_simple") < list(lines).index("autoencoder_perceptual")
+
+
+def test_recipes_that_need_one_another_are_refused(monkeypatch):
+    for a, b in (("one", "two"), ("two", "one")):
+        stages = tuple(replace(s, needs=(b,)) for s in TINY.stages)
+        monkeypatch.setitem(recipes.RECIPES, a, {"train": replace(TINY, stages=stages)})
+    with pytest.raises(ParameterError, match="one -> two -> one"):
+        running.training_order(["one"])
+
+
+# ---------------------------------------------------------------- other data, other starts
+
+
+def write_scans(root, patients=6, size=64):
+    """Full-dose and low-dose NumPy volumes of discs."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    disc = np.where(np.hypot(x, y) < 0.42 * size, 40.0, -1000.0)
+    for patient in range(patients):
+        for dose, sd in (("full", 10), ("low", 20)):
+            folder = root / f"own{patient}" / dose
+            folder.mkdir(parents=True)
+            np.save(folder / "scan.npy", (disc + rng.normal(0, sd, (3, size, size))).astype(np.float32))
+    return root
+
+
+def test_the_state_of_other_data_is_refused(tmp_path):
+    """Finished or half-way, a state in the folder is taken up by its own data and recipe only."""
+    scans = write_scans(tmp_path / "scans")
+    start = tmp_path / "start.safetensors"
+    finish(tmp_path / "out")
+    start.write_bytes((tmp_path / "out" / "tiny-stable.safetensors").read_bytes())
+    before = (tmp_path / "out" / "tiny.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="state of another run.*collection"):
+        finish(tmp_path / "out", data=scans, stage="decay", init_from=start)
+    assert (tmp_path / "out" / "tiny.safetensors").read_bytes() == before
+    finish(tmp_path / "half", max_seconds=1e-9, stage="stable")
+    with pytest.raises(CheckpointError, match="state of another run"):
+        finish(tmp_path / "half", data=scans, stage="stable", init_from=start)
+    assert finish(tmp_path / "own", data=scans, stage="decay", init_from=start) == [("decay", 1), ("decay", 2)]
+    mine = checkpoints.load(tmp_path / "own" / "tiny.safetensors")
+    assert mine.trained_on["collection"].startswith("scans") and mine.output == "full dose"
+    assert set(mine.trained_on["cases"]) < {f"own{i}" for i in range(6)}
+
+
+def test_other_starting_weights_are_another_run(tmp_path):
+    finish(tmp_path / "a", stage="stable")
+    start = tmp_path / "a" / "tiny-stable.safetensors"
+    finish(tmp_path / "b", stage="stable", init_from=start, max_seconds=1e-9)
+    with pytest.raises(CheckpointError, match="state of another run"):
+        finish(tmp_path / "b", stage="stable")
+
+
+def test_a_recipe_may_start_from_another_one_s_result(tmp_path, monkeypatch):
+    """Named prefixes keep their own initialisation, and what was initialised anew is returned by name."""
+    finish(tmp_path)
+    network = Network("nafnet", SMALL_NAFNET, start="tiny", reinitialise=("ending.", "intro.bias"))
+    model = network.build(5)
+    fresh = {name: t.clone() for name, t in model.state_dict().items()}
+    anew = network.place(model, checkpoints.load(tmp_path / "tiny.safetensors"))
+    assert anew == ["intro.bias", "ending.weight", "ending.bias"]
+    trained = checkpoints.load(tmp_path / "tiny.safetensors").state_dict
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name in anew else trained[name])
+    with pytest.raises(CheckpointError, match="wrong shapes: ending.bias"):
+        wide = replace(network, config=SMALL_NAFNET | dict(shuffle=4), reinitialise=("intro",))
+        wide.place(wide.build(5), checkpoints.load(tmp_path / "tiny.safetensors"))
+    monkeypatch.setitem(recipes.RECIPES, "next", {"train": replace(TINY, networks={"nafnet": network})})
+    assert running.needs("next") == ("tiny",) and running.training_order(["next", "tiny"]) == ["tiny", "next"]
+    assert finish(tmp_path, name="next")[-1] == ("decay", 2)
+
+
+# ---------------------------------------------------------------- several networks
+
+
+def gan_updates(context):
+    """A critic that tells targets from estimates, twice a step and from the second step on; a generator it teaches."""
+    to_model = context.recipe.hu_range.to_model
+
+    def critic_loss(networks, batch, generator, step):
+        real, fake = to_model(batch["target_hu"]), networks["generator"](to_model(batch["ldct_hu"])).detach()
+        return networks["critic"](fake).mean() - networks["critic"](real).mean()
+
+    def generator_loss(networks, batch, generator, step):
+        fake = networks["generator"](to_model(batch["ldct_hu"]))
+        error = (fake - to_model(batch["target_hu"])).square().mean()
+        return {"loss": error - 1e-3 * networks["critic"](fake).mean(), "mse": error}
+
+    adam = Optimizer(lr=1e-3, betas=(0.0, 0.9))
+    return [Update("critic", critic_loss, adam, repeat=2, start=1), Update("generator", generator_loss, adam)]
+
+
+class Critic(nn.Sequential):
+    def __init__(self, width: int):
+        super().__init__(nn.Conv2d(1, width, 3), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3))
+
+
+def test_a_gan_as_a_recipe_is_stopped_and_resumed_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoints.MODELS, "critic", f"{__name__}:Critic")
+    networks = {"generator": Network("nafnet", SMALL_NAFNET), "critic": Network("critic", dict(width=4))}
+    stage = Stage("adversarial", TrainConfig(steps=4, **COMMON), PATCHES)
+    monkeypatch.setitem(recipes.RECIPES, "gan", {"train": Recipe(networks, (stage,), gan_updates)})
+    assert [step for _, step in finish(tmp_path / "whole", name="gan")] == [1, 2, 3, 4]
+    for _ in range(4):
+        finish(tmp_path / "parts", name="gan", max_seconds=1e-9)
+    whole, parts = (checkpoints.load(tmp_path / name / "gan.safetensors") for name in ("whole", "parts"))
+    assert whole.model == "nafnet" and whole.trained_on["steps"] == parts.trained_on["steps"] == 4
+    assert all(torch.equal(whole.state_dict[k], parts.state_dict[k]) for k in whole.state_dict)
 
 
 # ---------------------------------------------------------------- dry runs
@@ -94,39 +272,13 @@ def test_a_dry_run_lies_apart_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(("processes", "batch"), [(1, 2), (4, 8), (8, 16)])
-def test_a_dry_run_fits_the_processes_that_the_training_fits(monkeypatch, processes, batch):
+def test_a_dry_run_takes_batches_that_divide_as_the_training_s_do(monkeypatch, processes, batch):
+    """Of 4 micro-batches of 4: eight processes are too many, which the dry run has to find out."""
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    stage = recipes.recipe("man", "paper").stages[0]  # 4 micro-batches of 4: eight processes are too many
-    dry = running._dry(stage).train
-    assert (dry.batch_size, dry.accumulation, dry.steps) == (batch, 4 if processes == 8 else 2, 2)
-
-
-# ---------------------------------------------------------------- collections
-
-
-def test_slices_of_a_case_are_counted_from_headers(tmp_path, monkeypatch):
-    (tmp_path / "np" / "full").mkdir(parents=True)
-    np.save(tmp_path / "np" / "full" / "volume.npy", np.zeros((5, 6, 7), np.float32))
-    np.save(tmp_path / "np" / "full" / "slice.npy", np.zeros((6, 7), np.float32))
-    assert {case.patient: case.n_slices for case in open_collection(tmp_path / "np")} == {"volume": 5, "slice": 1}
-
-    def unread():
-        raise AssertionError("pixels were read")
-
-    files = tuple(tmp_path / f"{k}.dcm" for k in range(7))
-    assert Case("a", full=Source(unread, files)).n_slices == 7
-    assert Case("b", full=None, low=Source(unread, files[:4])).n_slices == 4
-    assert phantom_collection(1, slices=2, size=32).cases[0].n_slices == 2  # no file: drawn
-
-
-@pytest.mark.parametrize("axis", (0, 1, 2))
-def test_slices_of_a_volume_run_from_feet_to_head(tmp_path, axis):
-    nib = pytest.importorskip("nibabel")
-    affine = np.diag([0.7, 0.7, 0.7, 1.0])
-    affine[:3, :3] = np.roll(affine[:3, :3], axis + 1, axis=1)  # column ``axis`` points to the head
-    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), affine), path := tmp_path / "p.nii.gz")
-    (case,) = open_collection(tmp_path)
-    assert case.n_slices == (3, 4, 5)[axis] == len(case.load_full().values)
-    path.write_bytes(b"damaged")
-    with pytest.raises(Exception, match="p.nii.gz"):
-        _ = case.n_slices
+    (stage,) = running.dry(recipes.recipe("man", "paper"), narrow=True).stages
+    assert (stage.train.batch_size, stage.train.accumulation, stage.train.steps) == (
+        batch,
+        4 if processes == 8 else 2,
+        2,
+    )
+    assert math.prod((stage.data.patch, stage.data.n_slices)) <= 64 * 4

@@ -42,9 +42,7 @@ class Operator:
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         """argmin over x of γ/2 ‖A x - y‖² + 1/2 ‖x - z‖²: solves (I + γ AᵀA) x = z + γ Aᵀy, from x = z."""
         return z + conjugate_gradient(
-            lambda x: x + gamma * self.A_adjoint(self.A(x)),
-            gamma * self.A_adjoint(y - self.A(z)),
-            self.iterations,
+            lambda x: x + gamma * self.A_adjoint(self.A(x)), gamma * self.A_adjoint(y - self.A(z)), self.iterations
         )
 
 
@@ -78,7 +76,9 @@ class Identity(Operator):
         return (z + gamma * y) / (1 + gamma)
 
 
-def conjugate_gradient(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-6) -> Tensor:
+def conjugate_gradient(
+    apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-6
+) -> Tensor:
     """Solve apply(x) = b from x = 0 for each image of a batch (Hestenes & Stiefel 1952).
 
     apply : a symmetric positive semi-definite linear map. For a singular one and b in its range the result is the

@@ -24,9 +24,9 @@ def updates(context: Context):
 
 
 RESIDUAL_TO_INPUT: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="v", residual=True, residual_std=0.15)
-"""Cosine schedule, v-prediction (recovering x0 from eps at t = T divides by almost 0). The network denoises the residual
-x0 - condition, scaled to unit variance by ``residual_std``. No SNR weighting: it would drop the noisiest steps, where
-only the condition informs."""
+"""v-prediction, since recovering x0 from eps at t = T of the cosine schedule divides by almost 0. The network denoises
+the residual x0 - condition, scaled to unit variance by ``residual_std``. No SNR weighting: it would drop the noisiest
+steps, where only the condition informs."""
 
 DDPM_RANGE = Range(-360.0, 440.0)
 """Soft tissue fills the model's [-1, 1], so that the noise schedule's middle is where tissues differ."""
@@ -34,18 +34,28 @@ DDPM_RANGE = Range(-360.0, 440.0)
 PIXEL_UNET = Network(
     "unet",
     dict(
-        in_channels=1, model_channels=32, channel_mult=[1, 2, 2, 1], num_res_blocks=1, attention_at=[],
-        num_head_channels=32, concat_channels=1, norm_groups=8,
+        in_channels=1,
+        model_channels=32,
+        channel_mult=[1, 2, 2, 1],
+        num_res_blocks=1,
+        attention_at=[],
+        num_head_channels=32,
+        concat_channels=1,
+        norm_groups=8,
     ),
-)  # fmt: skip
+)
 """Base width and depth of the latent U-Net; attention in the middle only, which 512 x 512 pixels can bear."""
 PAPER_PIXEL_UNET = Network(
     "unet",
     dict(
-        in_channels=1, model_channels=128, channel_mult=[1, 1, 2, 2, 4, 4], num_res_blocks=2, attention_at=[32],
+        in_channels=1,
+        model_channels=128,
+        channel_mult=[1, 1, 2, 2, 4, 4],
+        num_res_blocks=2,
+        attention_at=[32],
         concat_channels=1,
     ),
-)  # fmt: skip
+)
 PIXEL_TRAIN: dict[str, Any] = dict(lr=1e-3, betas=(0.9, 0.99), clip_norm=1.0, precision="auto", seed=5)
 PIXELS: dict[str, Any] = dict(patch=64, photograph_share=0.25)
 CONCATENATED = {"concat": ["ldct"]}
@@ -75,8 +85,13 @@ DDPM = {
             Stage(
                 "stable",
                 TrainConfig(
-                    steps=2_500, batch_size=8, warmup_steps=200, schedule="constant", log_every=100,
-                    checkpoint_every=500, **PIXEL_TRAIN,
+                    steps=2_500,
+                    batch_size=8,
+                    warmup_steps=200,
+                    schedule="constant",
+                    log_every=100,
+                    checkpoint_every=500,
+                    **PIXEL_TRAIN,
                 ),
                 PatchConfig(seed=205, **PIXELS),
             ),
@@ -95,8 +110,14 @@ DDPM = {
             Stage(
                 "whole",
                 TrainConfig(
-                    steps=500_000, batch_size=16, accumulation=4, lr=2e-5, schedule="constant", precision="auto",
-                    seed=5, log_every=100,
+                    steps=500_000,
+                    batch_size=16,
+                    accumulation=4,
+                    lr=2e-5,
+                    schedule="constant",
+                    precision="auto",
+                    seed=5,
+                    log_every=100,
                 ),
                 PatchConfig(seed=205, patch=512, size=704, photograph_share=0.0),
             ),
@@ -104,4 +125,4 @@ DDPM = {
         pipeline=PipelineSpec(dict(schedule="linear", T=1000, prediction="eps"), conditions=CONCATENATED),
         **COMMON,
     ),
-}  # fmt: skip
+}

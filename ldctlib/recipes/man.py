@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ldctlib.data.patches import PatchConfig
 from ldctlib.losses import AutoencoderLoss, EncoderFeatures, Ramp, vgg16_features
-from ldctlib.pipelines import LatentGrid, PipelineSpec
+from ldctlib.pipelines import PipelineSpec
 from ldctlib.recipes.diffusion import RESIDUAL_TO_INPUT, updates
 from ldctlib.recipes.recipe import SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
@@ -75,10 +75,16 @@ itself, as in the paper."""
 AUTOENCODER = Network(
     "autoencoder",
     dict(
-        width=32, channel_mult=[1, 2, 2], latent_channels=24, blocks=1, attention_at=[4], stem=2, shortcut=True,
+        width=32,
+        channel_mult=[1, 2, 2],
+        latent_channels=24,
+        blocks=1,
+        attention_at=[4],
+        stem=2,
+        shortcut=True,
         norm_groups=8,
     ),
-)  # fmt: skip
+)
 """f = 8 with 24 channels, 3/8 of the image's numbers: with 16, the finest structures of sharp kernels are lost."""
 PAPER_AUTOENCODER = Network(
     "autoencoder", dict(width=128, channel_mult=[1, 2, 4, 4], latent_channels=4, blocks=2, attention_at=[8])
@@ -102,13 +108,19 @@ def autoencoder_recipe(profile: str, *, seed: int, perceptual: bool) -> Recipe:
         stage = Stage(
             "ramp" if perceptual else "pixels",
             TrainConfig(
-                steps=100_000, batch_size=16, accumulation=4, lr=1e-4, schedule="constant", precision="auto", seed=seed,
+                steps=100_000,
+                batch_size=16,
+                accumulation=4,
+                lr=1e-4,
+                schedule="constant",
+                precision="auto",
+                seed=seed,
                 log_every=100,
             ),
             PatchConfig(seed=100 + seed, patch=512, size=704, **data | dict(photograph_share=0.0)),
             last,
             epochs=600,
-        )  # fmt: skip
+        )
         return Recipe({"autoencoder": PAPER_AUTOENCODER}, (stage,), **common)
     if profile == "workshop":
         steps, train, data = (40, 40), train | dict(batch_size=4, log_every=10), data | SMALL_BANKS | dict(patch=64)
@@ -122,7 +134,9 @@ def autoencoder_recipe(profile: str, *, seed: int, perceptual: bool) -> Recipe:
             PatchConfig(seed=100 + seed, **data),
             first,
         ),
-        Stage(second, TrainConfig(steps=steps[1], lr=1e-3, **train), PatchConfig(seed=1100 + seed, **data), last, needs),
+        Stage(
+            second, TrainConfig(steps=steps[1], lr=1e-3, **train), PatchConfig(seed=1100 + seed, **data), last, needs
+        ),
     )
     return Recipe({"autoencoder": AUTOENCODER}, stages, **common)
 
@@ -137,9 +151,14 @@ RESIDUAL_TO_ESTIMATE: dict[str, Any] = RESIDUAL_TO_INPUT | dict(residual_std=0.1
 """A first estimate's code is nearer: by 0.1 latents of unit variance differ over the phantoms and photographs."""
 
 LATENT_UNET: dict[str, Any] = dict(
-    in_channels=24, model_channels=32, channel_mult=[2, 2, 2, 2], num_res_blocks=1, attention_at=[4],
-    num_head_channels=32, norm_groups=8,
-)  # fmt: skip
+    in_channels=24,
+    model_channels=32,
+    channel_mult=[2, 2, 2, 2],
+    num_res_blocks=1,
+    attention_at=[4],
+    num_head_channels=32,
+    norm_groups=8,
+)
 PRIOR = Network("unet", LATENT_UNET)
 """The latent U-Net without conditions."""
 CONDITIONED = Network(
@@ -150,10 +169,16 @@ lost what tells noise from anatomy."""
 PAPER_UNET = Network(
     "unet",
     dict(
-        in_channels=4, model_channels=192, channel_mult=[1, 2, 4], num_res_blocks=2, attention_at=[2, 4],
-        num_head_channels=32, context_channels=4, context_dim=512,
+        in_channels=4,
+        model_channels=192,
+        channel_mult=[1, 2, 4],
+        num_res_blocks=2,
+        attention_at=[2, 4],
+        num_head_channels=32,
+        context_channels=4,
+        context_dim=512,
     ),
-)  # fmt: skip
+)
 
 
 def latent_recipe(profile: str, *, autoencoder: str, seed: int, conditioned: bool = True) -> Recipe:
@@ -165,12 +190,18 @@ def latent_recipe(profile: str, *, autoencoder: str, seed: int, conditioned: boo
         stage = Stage(
             "whole",
             TrainConfig(
-                steps=100_000, batch_size=16, accumulation=4, lr=1e-4, schedule="constant", precision="auto", seed=seed,
+                steps=100_000,
+                batch_size=16,
+                accumulation=4,
+                lr=1e-4,
+                schedule="constant",
+                precision="auto",
+                seed=seed,
                 log_every=100,
             ),
             PatchConfig(seed=200 + seed, patch=512, size=704, photograph_share=0.0),
             epochs=600,
-        )  # fmt: skip
+        )
         process = dict(schedule="cosine", T=1000, prediction="eps")
         pipeline = PipelineSpec(process, autoencoder=autoencoder, conditions={"context": ["ldct"]})
         return Recipe({"unet": PAPER_UNET}, (stage,), updates, pipeline=pipeline, paper="MAN, sections 2.2 and 3.2")

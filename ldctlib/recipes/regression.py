@@ -10,7 +10,8 @@ from typing import Any
 
 from ldctlib.data.patches import PatchConfig
 from ldctlib.losses.regression import weighted_mse
-from ldctlib.recipes.recipe import SMALL_BANKS, Context, Network, Recipe, Stage
+from ldctlib.recipes.recipe import SMALL_BANKS as SMALL
+from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 
 
@@ -38,13 +39,13 @@ NAFNET = {
             Stage(
                 "stable",
                 TrainConfig(steps=60, lr=1e-3, warmup_steps=15, schedule="constant", seed=1, **NAFNET_LIVE),
-                PatchConfig(seed=11, **SMALL_BANKS),
+                PatchConfig(seed=11, **SMALL),
             ),
-            Stage("decay", TrainConfig(steps=60, lr=1e-3, seed=2, **NAFNET_LIVE), PatchConfig(seed=1011, **SMALL_BANKS)),
+            Stage("decay", TrainConfig(steps=60, lr=1e-3, seed=2, **NAFNET_LIVE), PatchConfig(seed=1011, **SMALL)),
             Stage(
                 "polish",
                 TrainConfig(steps=20, lr=4e-4, warmup_steps=5, seed=3, **NAFNET_LIVE),
-                PatchConfig(seed=2011, **LOW_DOSES, **SMALL_BANKS),
+                PatchConfig(seed=2011, **LOW_DOSES, **SMALL),
             ),
         ),
         updates,
@@ -101,9 +102,9 @@ REDCNN = {
             Stage(
                 "stable",
                 TrainConfig(steps=20, warmup_steps=5, schedule="constant", seed=1, **REDCNN_LIVE),
-                PatchConfig(seed=12, patch=48, **SMALL_BANKS),
+                PatchConfig(seed=12, patch=48, **SMALL),
             ),
-            Stage("decay", TrainConfig(steps=20, seed=2, **REDCNN_LIVE), PatchConfig(seed=1012, patch=48, **SMALL_BANKS)),
+            Stage("decay", TrainConfig(steps=20, seed=2, **REDCNN_LIVE), PatchConfig(seed=1012, patch=48, **SMALL)),
         ),
         updates,
     ),

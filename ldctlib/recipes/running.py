@@ -38,7 +38,9 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
 def recipe(name: str, profile: str = "train") -> Recipe:
     """The recipe of a checkpoint by name."""
     if name not in RECIPES:
-        raise ParameterError(f"no recipe is named {name!r}{did_you_mean(name, RECIPES)}; there are {', '.join(RECIPES)}")
+        raise ParameterError(
+            f"no recipe is named {name!r}{did_you_mean(name, RECIPES)}; there are {', '.join(RECIPES)}"
+        )
     if profile not in PROFILES:
         raise ParameterError(f"profile is one of {', '.join(PROFILES)}; got {profile!r}")
     return RECIPES[name][profile]
@@ -155,14 +157,14 @@ def run(
     chosen = replace(chosen, output=source.output or chosen.output)
     folders = (out,)  # of checkpoints that others need
     if dry_run:
-        chosen, profile = _dry(chosen, narrow=init_from is None), f"{profile} (dry run)"
+        chosen, profile = dry(chosen, narrow=init_from is None), f"{profile} (dry run)"
         out = out / "dry-run"
         folders = (out, *folders)
-    start = perf_counter()
+    start, log = perf_counter(), None
     for part in plan(name, chosen, out, init_from=init_from, only=stage, keep_states=not dry_run):
         left = None if max_seconds is None else max_seconds - (perf_counter() - start)
-        if left is not None and left <= 0:
-            return
+        if log is not None and left is not None and left <= 0:
+            return  # every call does a step at least
         options = dict(max_seconds=left, device=device, workers=workers, progress=progress)
         for log in run_stage(name, profile, chosen, part, source, folders, **options):
             yield part.stage.name, log
@@ -209,9 +211,7 @@ def run_stage(
     """Train one stage and write its checkpoint; yields the training logs."""
     stage = part.stage
     config = replace(stage.train, device=device, num_workers=workers)
-    needed = {
-        other: checkpoints.load(checkpoints.find(other, folders=folders)) for other in chosen.needs(stage)
-    }
+    needed = {other: checkpoints.load(checkpoints.find(other, folders=folders)) for other in chosen.needs(stage)}
     uses = {other: c.sha256 for other, c in needed.items()}
     if part.index > 0 and uses:
         _check_same_dependencies(part.init_from, uses)
@@ -236,9 +236,17 @@ def run_stage(
     if first_process():
         finished = chosen.finish(log.ema_model(), chosen, samples) if chosen.finish else {}
         save(
-            part.target, log.ema_state_dict(), name, chosen, profile, config=finished, uses=uses, index=part.index,
-            steps=log.step, described=source.described,
-        )  # fmt: skip
+            part.target,
+            log.ema_state_dict(),
+            name,
+            chosen,
+            profile,
+            config=finished,
+            uses=uses,
+            index=part.index,
+            steps=log.step,
+            described=source.described,
+        )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the next stage starts from this file
 
@@ -272,7 +280,7 @@ def _steps_from_epochs(stage: Stage, n_slices: int | None) -> Stage:
     return replace(stage, train=replace(stage.train, steps=steps))
 
 
-def _dry(chosen: Recipe, *, narrow: bool) -> Recipe:
+def dry(chosen: Recipe, *, narrow: bool) -> Recipe:
     """Two steps a stage, of one small patch a process and micro-batch, by networks of at most 32 channels."""
 
     def small(stage: Stage) -> Stage:
