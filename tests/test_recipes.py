@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ldctlib import checkpoints, recipes
-from ldctlib.data.cases import Case, Source
-from ldctlib.data.collections import open_collection, phantom_collection
+from ldctlib.data.case import Case, Source
+from ldctlib.data.collection import open_collection, phantom_collection
 from ldctlib.data.patches import PatchConfig
 from ldctlib.errors import ParameterError
 from ldctlib.recipes import regression, running
@@ -124,7 +124,7 @@ def test_slices_of_a_volume_run_from_feet_to_head(tmp_path, axis):
     nib = pytest.importorskip("nibabel")
     affine = np.diag([0.7, 0.7, 0.7, 1.0])
     affine[:3, :3] = np.roll(affine[:3, :3], axis + 1, axis=1)  # column ``axis`` points to the head
-    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), affine), path := tmp_path / "p.nii.gz")
+    nib.save(nib.Nifti1Image(np.full((3, 4, 5), -1000.0, np.float32), affine), path := tmp_path / "p.nii.gz")
     (case,) = open_collection(tmp_path)
     assert case.n_slices == (3, 4, 5)[axis] == len(case.load_full().values)
     path.write_bytes(b"damaged")

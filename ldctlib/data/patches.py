@@ -19,7 +19,7 @@ from ldctlib.ct.dose import line_integrals as log_counts
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.phantom import Patient
 from ldctlib.ct.projector import Kernel, projector
-from ldctlib.data.cases import Collection
+from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.units import MU_WATER_PER_MM, hu_to_mu

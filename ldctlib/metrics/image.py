@@ -16,38 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldctlib.ct.nps import gaussian_taps
 from ldctlib.errors import ParameterError, ShapeError, require
+from ldctlib.image import body_mask, check_images, check_mask, gaussian_taps
+from ldctlib.torchvision_shim import torchvision_shim
 from ldctlib.units import Window
-
-BODY_THRESHOLD_HU = -500.0
-
-
-def check_images(*images: Tensor) -> None:
-    """Refuse anything but finite floating ``(B, 1, H, W)`` tensors of one shape (ShapeError,
-    ParameterError)."""
-    for position, image in enumerate(images):
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise ParameterError(f"image {position} must be a floating-point torch tensor, got {kind}")
-        if image.ndim != 4 or image.shape[1] != 1 or 0 in image.shape:
-            raise ShapeError(f"image {position} must be (B, 1, H, W), got {tuple(image.shape)}")
-        if image.shape != images[0].shape:
-            raise ShapeError(f"images must have one shape, got {tuple(images[0].shape)} and {tuple(image.shape)}")
-        if not torch.isfinite(image).all():
-            raise ParameterError(f"image {position} has values that are not finite; metrics would be NaN")
-
-
-def check_mask(mask: Tensor, image: Tensor) -> Tensor:
-    """The mask as bool, refused unless it has the image's shape and selects something in every image."""
-    if not isinstance(mask, Tensor) or mask.shape != image.shape:
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ShapeError(f"mask must have the images' shape {tuple(image.shape)}, got {shape}")
-    mask = mask.to(image.device).bool()
-    empty = (~mask.flatten(1).any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ParameterError(f"the mask of image(s) {empty} selects no pixel")
-    return mask
 
 
 def _in_range(
@@ -71,26 +43,6 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.flatten(1).mean(dim=1)
     return (values * mask).flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1)
-
-
-def body_mask(reference_hu: Tensor, threshold_hu: float = BODY_THRESHOLD_HU) -> Tensor:
-    """Patient's body, bool ``(B, 1, H, W)``: the reference above -500 HU, its large components, holes filled.
-
-    Components under a tenth of the largest one (table, tubes) are dropped; holes (lungs, gas) are filled.
-    An image without anything above the threshold gives an empty mask.
-    """
-    import numpy as np
-    from scipy import ndimage
-
-    check_images(reference_hu)
-    masks = []
-    for image in reference_hu[:, 0].detach().cpu().numpy():
-        labels, count = ndimage.label(image > threshold_hu)
-        area = np.bincount(labels.ravel(), minlength=count + 1)
-        area[0] = 0
-        keep = (area >= 0.1 * area.max()) & (area > 0)
-        masks.append(ndimage.binary_fill_holes(keep[labels]))
-    return torch.from_numpy(np.stack(masks))[:, None].to(reference_hu.device)
 
 
 def psnr(
@@ -180,28 +132,27 @@ def _piq_inputs(x, reference, window, data_range, metric: str):
         raise ParameterError(
             f"{metric} is defined on [0, data_range] = [0, {peak:g}], got [{low:g}, {high:g}]: give a window"
         )
-    # piq imports torchvision, which needs help beside a CPU-only torch.
-    from ldctlib.metrics.perceptual import torchvision_shim
-
-    torchvision_shim()
+    torchvision_shim()  # piq imports torchvision, which needs help beside a CPU-only torch
     return require("piq", extra="test", needed_for=metric), x, reference, peak
 
 
 def vif(x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None) -> Tensor:
     """Visual information fidelity in the pixel domain, 4 scales, noise variance 2 on a 0..255 scale.
 
-    Sheikh & Bovik 2006 (their released ``vifp_mscale``), through piq. Not symmetric; may exceed 1.
+    Sheikh & Bovik 2006 (their released ``vifp_mscale``), through piq. Not symmetric; may exceed 1. NaN where the
+    reference is constant (in the window): it holds no information that could be kept, and 0 / 0 is no fidelity.
     """
     piq, x, reference, peak = _piq_inputs(x, reference, window, data_range, "VIF")
     if min(x.shape[-2:]) < 41:
         raise ShapeError(f"VIF's four scales need at least 41x41 pixels, got {tuple(x.shape[-2:])}")
     # One image a call: piq's 'none' reduction is per image, but its memory grows with the batch.
-    return torch.cat(
+    values = torch.cat(
         [
             piq.vif_p(a[None], b[None], data_range=peak, reduction="none").reshape(1)
             for a, b in zip(x, reference, strict=True)
         ]
     )
+    return values.where(reference.amax((1, 2, 3)) > reference.amin((1, 2, 3)), torch.nan)
 
 
 def fsim(x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None) -> Tensor:

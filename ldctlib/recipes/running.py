@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ldctlib import checkpoints
-from ldctlib.data.collections import open_collection
+from ldctlib.data.collection import open_collection
 from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, scan_slices
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError
