@@ -15,7 +15,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from ldctlib.data.dicom import list_series, pydicom_ct_slice, read_scan, read_series, write_derived
+from ldctlib.data.dicom_read import list_series, pydicom_ct_slice, read_scan, read_series
+from ldctlib.data.dicom_write import write_derived
 from ldctlib.data.nifti import read_nifti, write_nifti
 from ldctlib.errors import LdctError, MissingDependency, ParameterError, ScanError, ShapeError
 
@@ -236,6 +237,44 @@ def test_gaps_duplicates_and_clashes(tmp_path):
     save(ct_slice(2, same, AcquisitionNumber=9), tmp_path / "twice" / "other_phase.dcm")
     with pytest.raises(ScanError, match="same place.*AcquisitionNumber"):
         read_series(tmp_path / "twice")
+
+
+def test_kernel_and_instance_numbers_are_kept(tmp_path):
+    stack(tmp_path / "in", [4, 0, 2], ConvolutionKernel="D45f")
+    scan = read_series(tmp_path / "in")
+    assert scan.kernel == "D45f" and scan.instance_numbers == (2, 3, 1)
+    assert scan.select([2, 0]).instance_numbers == (1, 2)
+    assert read_series(save(padded([0, 1], ConvolutionKernel=["Br40d", "3"]), tmp_path / "two.dcm")).kernel == "Br40d/3"
+    unknown = read_series(save(padded([0, 1], InstanceNumber=None), tmp_path / "no.dcm"))
+    assert unknown.kernel == "" and unknown.instance_numbers is None
+
+
+def test_without_any_positions_gaps_must_be_allowed(tmp_path):
+    pixels = stack(tmp_path / "in", [0, 2, 4])
+    numbers = iter((7, 9, 5))
+    for path in sorted((tmp_path / "in").iterdir()):
+        ds = pydicom.dcmread(path)
+        del ds.ImagePositionPatient
+        ds.InstanceNumber = next(numbers)
+        save(ds, path)
+    with pytest.raises(ScanError, match="001.dcm lacks ImagePositionPatient"):
+        read_series(tmp_path / "in")
+    scan = read_series(tmp_path / "in", allow_gaps=True)
+    assert np.array_equal(scan.values.numpy() + 1024, np.stack([pixels[2], pixels[0], pixels[1]]))
+    assert scan.instance_numbers == (5, 7, 9) and scan.positions_mm is None and scan.affine is None
+    assert scan.spacing_mm == (2.0, 0.7, 0.8) and "order of their numbers" in scan.notes[0]
+    paths = write_derived(scan, scan.values, tmp_path / "out", description="copy")
+    assert [pydicom.dcmread(path).InstanceNumber for path in paths] == [5, 7, 9]
+    save(ct_slice(6, pixels[0], number=11), tmp_path / "in" / "004.dcm")  # one that has a position
+    with pytest.raises(ScanError, match="lacks ImagePositionPatient"):
+        read_series(tmp_path / "in", allow_gaps=True)
+
+
+def test_what_systems_leave_in_folders_is_passed_over(tmp_path):
+    stack(tmp_path, [0, 2, 4])
+    for name in (".DS_Store", "._001.dcm", "Thumbs.db", "DICOMDIR"):
+        (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM, and nothing that can be read")
+    assert len(read_series(tmp_path).values) == len(read_series(sorted(tmp_path.iterdir())).values) == 3
 
 
 def test_gantry_tilt_is_noted(tmp_path):

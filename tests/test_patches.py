@@ -71,7 +71,7 @@ def test_full_dose_images_have_noise_of_their_own(dataset):
 
 
 def test_full_dose_scans_have_their_noise_already(tmp_path):
-    from ldctlib.data.collections import open_collection
+    from ldctlib.data.collection import open_collection
 
     write_pairs(tmp_path)
     options = dict(seed=2, patch=32, size=96, slices=4, photographs=2, noises=2, full_sd_hu=(5.0, 40.0))
@@ -84,7 +84,7 @@ def test_full_dose_scans_have_their_noise_already(tmp_path):
 
 def test_a_patch_may_be_the_whole_slice(tmp_path):
     """The paper trains on whole slices: the border that blurring needs is made up at their edge."""
-    from ldctlib.data.collections import open_collection
+    from ldctlib.data.collection import open_collection
 
     write_pairs(tmp_path, pixels=64)
     collection = open_collection(tmp_path)
@@ -146,7 +146,7 @@ def write_pairs(folder, patients=3, pixels=96):
 
 
 def test_pairs_of_scans_stay_aligned(tmp_path):
-    from ldctlib.data.collections import open_collection
+    from ldctlib.data.collection import open_collection
 
     write_pairs(tmp_path)
     collection = open_collection(tmp_path)
@@ -162,7 +162,7 @@ def test_pairs_of_scans_stay_aligned(tmp_path):
 
 
 def test_full_dose_scans_alone_get_simulated_noise(tmp_path):
-    from ldctlib.data.collections import open_collection
+    from ldctlib.data.collection import open_collection
 
     write_pairs(tmp_path)
     (tmp_path / "only").mkdir()

@@ -61,7 +61,7 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize("patient", REAL_NPS)
 def test_the_stored_numbers_are_those_of_the_real_pairs(patient, real_data):
     """Measured again: equal to the three decimals that are stored."""
-    from ldctlib.data.dicom import read_scan
+    from ldctlib.data.dicom_read import read_scan
 
     real = REAL_NPS[patient]
     pairs = _pairs(real_data / "ct" / "mayo", patient)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,11 @@ import torch
 
 from ldctlib.data.scan import NiftiOrigin, Scan, check_values, fill_padding
 from ldctlib.errors import LdctError, ScanError, require
+from ldctlib.files import whole_file
 
 
 def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
-    """Read a 3-D NIfTI volume as (D, H, W), turned the way :func:`ldctlib.data.dicom.read_series` gives an
+    """Read a 3-D NIfTI volume as (D, H, W), turned the way :func:`ldctlib.data.dicom_read.read_series` gives an
     axial scan: slices from feet to head, rows from front to back, columns from the patient's right to left
     (the nearest permutation and flips of the stored axes; nothing is resampled).
 
@@ -53,7 +52,7 @@ def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
         scale=scale,
         spacing_mm=(float(spacing[2]), float(spacing[1]), float(spacing[0])),
         padding=torch.from_numpy(padding) if padding.any() else None,
-        description=_stem(path),
+        description=volume_stem(path),
         positions_mm=tuple(float(affine[2, 3] + affine[2, 2] * k) for k in range(len(values))),
         affine=affine,
         notes=notes,
@@ -67,8 +66,7 @@ def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, descripti
     ``scan`` came from or, where that was not NIfTI, in the scan's own. Padding becomes NaN."""
     nib = require("nibabel", extra="nifti", needed_for="writing NIfTI")
     path = Path(path)
-    suffix = next((end for end in (".nii.gz", ".nii") if path.name.lower().endswith(end)), None)
-    if suffix is None:
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ScanError(f"{path} must end in .nii or .nii.gz")
     array = check_values(scan, values).astype(np.float32)
     if scan.padding is not None:
@@ -86,15 +84,8 @@ def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, descripti
         raise ScanError("this scan has no geometry, which NIfTI needs")
     image.set_data_dtype(np.float32)
     image.header["descrip"] = description.encode("ascii", "replace")[:79]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, work = tempfile.mkstemp(prefix=f".{_stem(path)}-", suffix=suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        nib.save(image, work)
-        os.chmod(work, 0o644)
-        os.replace(work, path)
-    finally:
-        Path(work).unlink(missing_ok=True)
+    with whole_file(path) as scratch:
+        nib.save(image, scratch)
     return path
 
 
@@ -116,10 +107,47 @@ def read_npy(path: str | Path, *, scale: str = "HU") -> Scan:
         scale=scale,
         spacing_mm=None,
         padding=torch.from_numpy(padding) if padding.any() else None,
-        description=_stem(path),
+        description=volume_stem(path),
         source_files=(path,),
     )
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".npy")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".npy")
+LARGEST_LABEL, MOST_LABELS = 255, 128
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether the file is NIfTI or NumPy, by its name."""
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def volume_stem(path: Path) -> str:
+    """The file's name without the ending of its format."""
+    suffix = next((end for end in VOLUME_SUFFIXES if path.name.lower().endswith(end)), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def is_label_map(path: Path) -> bool:
+    """Whether a NIfTI or NumPy file holds labels, by its values: few whole numbers from 0 on, 0 among them.
+
+    A CT scan in HU holds air below zero and is told apart by its first slice; only what could be labels is read on.
+    False for a file that cannot be read: reading it as a scan names the reason.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            data = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            import nibabel
+
+            data = nibabel.load(path).dataobj
+        if not _may_be_labels(np.asarray(data[..., 0])) or not _may_be_labels(values := np.asarray(data)):
+            return False
+        counts = np.bincount(values.astype(np.uint8).ravel())
+        return bool(counts[0]) and np.count_nonzero(counts) <= MOST_LABELS
+    except Exception:  # damaged, or a package is missing
+        return False
+
+
+def _may_be_labels(values: np.ndarray) -> bool:
+    """Whole numbers from 0 to the largest label."""
+    return bool(values.min() >= 0 and values.max() <= LARGEST_LABEL and (values == np.rint(values)).all())

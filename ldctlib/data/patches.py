@@ -21,7 +21,7 @@ from ldctlib.ct.dose import line_integrals as log_counts
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.projector import projector
-from ldctlib.data.cases import Collection
+from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.phantom.patient import Patient

@@ -33,7 +33,9 @@ class Scan:
     patient_id: str = ""
     description: str = ""
     thickness_mm: float | None = None
+    kernel: str = ""  # ConvolutionKernel, several values joined by "/"; empty where the file does not say
     positions_mm: tuple[float, ...] | None = None  # (D,) along the normal of the image plane
+    instance_numbers: tuple[int, ...] | None = None  # (D,) where each slice is a file with a number of its own
     affine: np.ndarray | None = None  # (4, 4) voxel (column, row, slice) to patient mm, RAS+ as in NIfTI
     tilt_deg: float = 0.0  # angle between the stack's direction and the normal: a tilted gantry shears
     notes: tuple[str, ...] = ()  # what a reader should know: dropped duplicates, gaps, tilt, guesses
@@ -55,7 +57,7 @@ class Scan:
     def select(self, slices: Sequence[int]) -> Scan:
         """The scan with these slices only, in this order; one of single DICOM files can still be written."""
         index = list(slices)
-        origin, positions = self.origin, self.positions_mm
+        origin = self.origin
         if isinstance(origin, DicomOrigin) and all(frames == 1 for frames in origin.frames):
             stored = None
             if self.padding is not None:
@@ -65,13 +67,17 @@ class Scan:
             origin = DicomOrigin([origin.headers[i] for i in index], [1] * len(index), stored)
         elif len(index) != len(self.values):
             origin = None
-        one_each = len(self.source_files) == len(self.values)
+
+        def chosen(of_each: tuple | None) -> tuple | None:
+            return tuple(of_each[i] for i in index) if of_each and len(of_each) == len(self.values) else of_each
+
         return replace(
             self,
             values=self.values[index],
             padding=None if self.padding is None else self.padding[index],
-            positions_mm=None if positions is None else tuple(positions[i] for i in index),
-            source_files=tuple(self.source_files[i] for i in index) if one_each else self.source_files,
+            positions_mm=chosen(self.positions_mm),
+            instance_numbers=chosen(self.instance_numbers),
+            source_files=chosen(self.source_files),
             origin=origin,
         )
 
@@ -122,39 +128,3 @@ def check_values(scan: Scan, values: torch.Tensor) -> np.ndarray:
     if not finite.all():
         raise ScanError(f"{(~finite).sum()} of the values to write are not finite: nothing was written")
     return array
-
-
-# --- stored pixels ---------------------------------------------------------------------------------------
-
-UNDECLARED_PADDING_HU = -1500.0
-"""No material reads less than -1000 HU, and noise and undershoot seldom pass -1500 HU."""
-UNDECLARED_PADDING_SHARE = 0.005
-"""Share of a slice that its smallest value must fill before it is taken for undeclared padding."""
-
-
-def wrap(value: int, bits: int, signed: bool) -> int:
-    """An integer's bits, read as ``bits`` wide and signed or not: 63536 is -2000 in signed 16 bits."""
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if signed and value >> (bits - 1) else value
-
-
-def declared_padding(stored: np.ndarray, header: Any, bits: int, signed: bool) -> np.ndarray:
-    """Pixels from PixelPaddingValue to PixelPaddingRangeLimit, compared by their bits: writers differ in the
-    sign that they give the tag. ``stored`` is any integer array with all allocated bits still in place."""
-    if header.get("PixelPaddingValue") is None:
-        return np.zeros(stored.shape, bool)
-    value = wrap(int(header.PixelPaddingValue), bits, signed)
-    limit = header.get("PixelPaddingRangeLimit")
-    limit = value if limit is None else wrap(int(limit), bits, signed)
-    return (stored >= min(value, limit)) & (stored <= max(value, limit))
-
-
-def undeclared_padding(stored: np.ndarray, values_hu: np.ndarray) -> np.ndarray:
-    """Padding that the header does not name: a slice's smallest stored value, far below air and constant
-    over a visible area (GE scanners store -2000 outside the circle, whatever the tag says).
-
-    Both arrays are (D, H, W).
-    """
-    smallest = stored.min(axis=(1, 2), keepdims=True)
-    found = (stored == smallest) & (values_hu < UNDECLARED_PADDING_HU)
-    return found & (found.mean(axis=(1, 2), keepdims=True) >= UNDECLARED_PADDING_SHARE)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ldctlib
-from ldctlib.data.cases import Collection
+from ldctlib.data.collection import Collection
 from ldctlib.errors import ParameterError
 
 SPLITS_FOLDER = Path(ldctlib.__file__).resolve().parent.parent / "data" / "splits"

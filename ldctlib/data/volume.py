@@ -15,7 +15,8 @@ from ldctlib.errors import ScanError
 
 GAP = 0.1
 """A step between slices may differ from the median step by this share of it."""
-SAME_POSITION_MM = 0.01
+SAME_POSITION_MM = 0.1
+"""Slices that are nearer to each other than this lie at one place."""
 
 PHASES = (
     "AcquisitionNumber",
@@ -54,7 +55,7 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
     """One scan from the files of one series; raises ScanError where they do not make a volume."""
     notes: list[str] = []
     if len(pieces) > 1:
-        pieces = _in_order(pieces, notes)
+        pieces = _in_order(pieces, allow_gaps, notes)
     first = pieces[0]
     if first.lossy:
         notes.append("the source was compressed with loss")
@@ -77,7 +78,9 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
         patient_id=str(first.header.get("PatientID") or ""),
         description=str(first.header.get("SeriesDescription") or ""),
         thickness_mm=_positive(first.header.get("SliceThickness")),
+        kernel=_joined(first.header.get("ConvolutionKernel")),
         positions_mm=_positions(pieces),
+        instance_numbers=_instance_numbers(pieces),
         affine=_affine(first, step, spacing),
         tilt_deg=tilt,
         notes=tuple(notes),
@@ -90,18 +93,25 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
     )
 
 
-def _in_order(pieces: list[Piece], notes: list[str]) -> list[Piece]:
-    """Sorted along the normal; copies dropped."""
+def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[Piece]:
+    """Sorted along the normal, copies dropped; without any positions by instance number, where ``allow_gaps``."""
+    placed = any(piece.axes is not None for piece in pieces)
     for piece in pieces:
         if len(piece.values) > 1:
             raise ScanError(f"{piece.file} has several frames but is not alone in its series: read it by itself")
-        if piece.axes is None:
+        if piece.axes is None and (placed or not allow_gaps):
             raise ScanError(
                 f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient, so its place among "
                 f"{len(pieces)} slices is unknown: read it by itself, or leave it out"
             )
         if piece.scale != pieces[0].scale:
             raise ScanError(f"{piece.file} is in other units than {pieces[0].file}: this series mixes them")
+    if not placed:
+        numbers = _instance_numbers(pieces)
+        notes.append(f"no file has a position: slices are in the order of their {'numbers' if numbers else 'names'}")
+        return (
+            [pieces[i] for i in np.argsort(numbers)] if numbers else sorted(pieces, key=lambda piece: piece.file.name)
+        )
     kept: list[Piece] = []
     dropped = 0
     # the file's name makes the choice among copies the same on every machine
@@ -128,7 +138,7 @@ def _clash(one: Piece, other: Piece) -> str:
 
 def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray | None:
     """The vector from one slice to the next; None for a single slice, frames in time, or scattered slices."""
-    if len(pieces) < 2:
+    if len(pieces) < 2 or pieces[0].axes is None:
         if len(pieces[0].values) > 1:
             notes.append("a multi-frame file: its frames are taken as they come, as slices or moments")
         return None
@@ -178,6 +188,18 @@ def _spacing(first: Piece, step: np.ndarray | None, notes: list[str]) -> tuple[f
 def _positive(value: Any) -> float | None:
     number = float(value) if value not in (None, "") else math.nan
     return number if math.isfinite(number) and number > 0 else None
+
+
+def _joined(value: Any) -> str:
+    """A header's text; several values of one element are joined by "/"."""
+    return "/".join(map(str, [value] if isinstance(value, str) else value or []))
+
+
+def _instance_numbers(pieces: list[Piece]) -> tuple[int, ...] | None:
+    """The slices' numbers, where each is a file that has one and all are different."""
+    numbers = [piece.header.get("InstanceNumber") for piece in pieces if len(piece.values) == 1]
+    known = len(numbers) == len(pieces) == len(set(numbers)) and None not in numbers
+    return tuple(map(int, numbers)) if known else None
 
 
 def _positions(pieces: list[Piece]) -> tuple[float, ...] | None:

@@ -1,19 +1,13 @@
-"""Image quality: full-reference metrics, perceptual distance with provenance, noise texture and edges."""
+"""Image quality: full-reference metrics, perceptual distance with provenance, noise, resolution and edges."""
 
 from ldctlib.ct.nps import NPS, nps, soft_tissue_rois
-from ldctlib.metrics.image import bias_hu, body_mask, fsim, psnr, rmse_hu, ssim, ssim_uniform7, vif
-from ldctlib.metrics.perceptual import Perceptual, lpips, lpips_random_trunk, torchvision_shim
+from ldctlib.image import body_mask
+from ldctlib.metrics.edges import edge_attenuation, edge_strength, noise_coupling, residual_structure
+from ldctlib.metrics.image import bias_hu, fsim, psnr, rmse_hu, ssim, ssim_uniform7, vif
+from ldctlib.metrics.noise import noise_std, nps_distance
+from ldctlib.metrics.perceptual import Perceptual, lpips, lpips_random_trunk
+from ldctlib.metrics.resolution import MTF, mtf_edge
 from ldctlib.metrics.statistics import Score, paired_bootstrap
-from ldctlib.metrics.texture import (
-    MTF,
-    edge_loss,
-    edge_strength,
-    mtf_edge,
-    noise_coupling,
-    noise_std,
-    nps_distance,
-    structure_in_removed,
-)
 
 __all__ = [
     "MTF",
@@ -22,7 +16,7 @@ __all__ = [
     "Score",
     "bias_hu",
     "body_mask",
-    "edge_loss",
+    "edge_attenuation",
     "edge_strength",
     "fsim",
     "lpips",
@@ -34,11 +28,10 @@ __all__ = [
     "nps_distance",
     "paired_bootstrap",
     "psnr",
+    "residual_structure",
     "rmse_hu",
     "soft_tissue_rois",
     "ssim",
     "ssim_uniform7",
-    "structure_in_removed",
-    "torchvision_shim",
     "vif",
 ]

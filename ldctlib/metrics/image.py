@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldctlib.compat import torchvision_shim
 from ldctlib.errors import ParameterError, ShapeError, require
 from ldctlib.image import body_mask, check_images, check_mask, gaussian_taps
 from ldctlib.units import Window
@@ -131,28 +132,27 @@ def _piq_inputs(x, reference, window, data_range, metric: str):
         raise ParameterError(
             f"{metric} is defined on [0, data_range] = [0, {peak:g}], got [{low:g}, {high:g}]: give a window"
         )
-    # piq imports torchvision, which needs help beside a CPU-only torch.
-    from ldctlib.compat import torchvision_shim
-
-    torchvision_shim()
+    torchvision_shim()  # piq imports torchvision, which needs help beside a CPU-only torch
     return require("piq", extra="test", needed_for=metric), x, reference, peak
 
 
 def vif(x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None) -> Tensor:
     """Visual information fidelity in the pixel domain, 4 scales, noise variance 2 on a 0..255 scale.
 
-    Sheikh & Bovik 2006 (their released ``vifp_mscale``), through piq. Not symmetric; may exceed 1.
+    Sheikh & Bovik 2006 (their released ``vifp_mscale``), through piq. Not symmetric; may exceed 1. NaN where the
+    reference is constant (in the window): it holds no information that could be kept, and 0 / 0 is no fidelity.
     """
     piq, x, reference, peak = _piq_inputs(x, reference, window, data_range, "VIF")
     if min(x.shape[-2:]) < 41:
         raise ShapeError(f"VIF's four scales need at least 41x41 pixels, got {tuple(x.shape[-2:])}")
     # One image a call: piq's 'none' reduction is per image, but its memory grows with the batch.
-    return torch.cat(
+    values = torch.cat(
         [
             piq.vif_p(a[None], b[None], data_range=peak, reduction="none").reshape(1)
             for a, b in zip(x, reference, strict=True)
         ]
     )
+    return values.where(reference.amax((1, 2, 3)) > reference.amin((1, 2, 3)), torch.nan)
 
 
 def fsim(x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None) -> Tensor:

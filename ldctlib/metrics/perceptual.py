@@ -95,7 +95,6 @@ def lpips(
 def lpips_random_trunk(
     x: Tensor, reference: Tensor, *, window: Window, net: str = "squeeze", seed: int = 0
 ) -> Perceptual:
-    """LPIPS's formula on an untrained trunk: **not LPIPS**, a stand-in for demonstrations that never
-    ranks."""
+    """LPIPS's formula on an untrained trunk: **not LPIPS**, a stand-in for demonstrations that never ranks."""
     _check(x, reference, window, net)
     return Perceptual(_distance(_model(net, "random", seed), x, reference, window), net, "random", "")

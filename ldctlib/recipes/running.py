@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ldctlib import checkpoints
-from ldctlib.data.collections import open_collection
+from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
@@ -88,7 +88,7 @@ def graph(profile: str = "train") -> str:
 class Source:
     """What a training learns from: phantoms, or the training patients of a folder of scans."""
 
-    collection: Any = None  # data.cases.Collection of the training patients
+    collection: Any = None  # data.collection.Collection of the training patients
     described: Mapping[str, Any] = None  # goes into trained_on and into the state's identity
     output: str | None = None  # what a network trained on it estimates, where the data decide
     n_slices: int | None = None

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +11,10 @@ import numpy as np
 import torch
 
 import ldctlib
-from ldctlib.data.scan import DicomOrigin, Scan, check_values, declared_padding, undeclared_padding, wrap
+from ldctlib.data.dicom_padding import declared_padding, undeclared_padding, wrap
+from ldctlib.data.scan import DicomOrigin, Scan, check_values
 from ldctlib.errors import LdctError, ParameterError, ScanError
+from ldctlib.files import whole_folder
 
 PADDING_MOVED = -32768
 """Where padding goes when the values need the number that the source used for it."""
@@ -44,10 +41,10 @@ def write_derived(
 ) -> list[Path]:
     """Write ``values`` as a new DICOM series derived from ``scan``; all files or none.
 
-    values              (D, H, W) or (D, 1, H, W) in the scan's scale; padded pixels are ignored
-    folder              must not exist yet, or be empty; gets 0001.dcm, 0002.dcm, ... in slice order
-    description         what was done, in words: goes to DerivationDescription
-    series_description  what a reader sees in the list of series; default: the source's, then "description"
+    values : (D, H, W) or (D, 1, H, W) in the scan's scale; padded pixels are ignored
+    folder : must not exist yet, or be empty; gets 0001.dcm, 0002.dcm, ... in slice order
+    description : what was done, in words: goes to DerivationDescription
+    series_description : what a reader sees in the list of series; default: the source's, then "description"
 
     Pixels are rounded to the source's own rescale slope and intercept, so reading them back differs by half
     a stored unit at most, and padded pixels get their stored value back. Where values do not fit the source's
@@ -71,16 +68,22 @@ def write_derived(
         study_uid=scan.origin.headers[0].get("StudyInstanceUID") or generate_uid(),
         instance_numbers=_instance_numbers(scan.origin.headers),
     )
-    start = 0
-    with _all_or_nothing(Path(folder)) as work:
-        for index, (header, frames) in enumerate(zip(scan.origin.headers, scan.origin.frames, strict=True)):
-            dataset = _derive(header, new, index, pixel)
-            _set_pixels(dataset, stored[start : start + frames], pixel)
-            dataset.save_as(
-                work / f"{index + 1:04d}.dcm", implicit_vr=False, little_endian=True, enforce_file_format=True
-            )
-            start += frames
-    return sorted(Path(folder).glob("*.dcm"))
+    folder, start = Path(folder), 0
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ScanError(f"{folder} exists and is not an empty folder: name a new one for the derived series")
+    try:
+        with whole_folder(folder) as work:
+            for index, (header, frames) in enumerate(zip(scan.origin.headers, scan.origin.frames, strict=True)):
+                dataset = _derive(header, new, index, pixel)
+                _set_pixels(dataset, stored[start : start + frames], pixel)
+                file = work / f"{index + 1:04d}.dcm"
+                dataset.save_as(file, implicit_vr=False, little_endian=True, enforce_file_format=True)
+                start += frames
+    except LdctError:
+        raise
+    except Exception as error:  # pydicom raises many kinds while it writes a header that came in damaged
+        raise ScanError(f"the derived series could not be written to {folder}: {error}") from error
+    return sorted(folder.glob("*.dcm"))
 
 
 @dataclass(frozen=True)
@@ -278,24 +281,3 @@ def _now(header: Any) -> str:
         minutes = int(offset[1:3]) * 60 + int(offset[3:])
         zone = datetime.timezone(datetime.timedelta(minutes=-minutes if offset[0] == "-" else minutes))
     return datetime.datetime.now(zone).strftime("%Y%m%d%H%M%S")
-
-
-@contextmanager
-def _all_or_nothing(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside ``folder`` that becomes it at the end; on failure nothing is left."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ScanError(f"{folder} exists and is not an empty folder: name a new one for the derived series")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    work.chmod(0o755)
-    try:
-        yield work
-        if folder.exists():
-            folder.rmdir()
-        os.replace(work, folder)
-    except LdctError:
-        raise
-    except Exception as error:  # pydicom raises many kinds while it writes a header that came in damaged
-        raise ScanError(f"the derived series could not be written to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -1,33 +1,51 @@
-"""Collections of scans as cases by patient: real ones, in the layout they come in, and the phantom."""
+"""A collection of scans as cases by patient: a real one, in the layout it comes in, or the phantom."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ldctlib.data.cases import Case, Collection, Source, match_slices
-from ldctlib.data.dicom import pydicom_ct_slice
-from ldctlib.data.layouts import cases_from_folder, cases_from_tags, tag_mayo, tag_tcia
+from ldctlib.data.case import Case, Source
+from ldctlib.data.dicom_read import pydicom_ct_slice
+from ldctlib.data.layouts import cases_below
 from ldctlib.data.scan import Scan
-from ldctlib.data.splits import check_disjoint, split
 from ldctlib.errors import ParameterError, ScanError
-
-__all__ = [
-    "Case",
-    "Collection",
-    "Source",
-    "check_disjoint",
-    "match_slices",
-    "open_collection",
-    "phantom_collection",
-    "split",
-]
 
 LAYOUTS = ("tcia", "mayo2016", "folder")
 EMBEDDED = ("phantom", "sample")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Cases, ordered by patient and variant."""
+
+    name: str
+    layout: str
+    cases: tuple[Case, ...]
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self.cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        return tuple(sorted({case.patient for case in self.cases}))
+
+    def subset(self, patients: Iterable[str]) -> Collection:
+        """The cases of these patients."""
+        wanted = set(patients)
+        return replace(self, cases=tuple(case for case in self.cases if case.patient in wanted))
+
+    def pairs(self) -> Collection:
+        """The cases that have both doses."""
+        return replace(self, cases=tuple(case for case in self.cases if case.full and case.low))
 
 
 def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collection:
@@ -35,14 +53,17 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
 
     "phantom"   random patients of the phantom (full only: their noise-free truth); see phantom_collection
     "sample"    the one real CT slice in pydicom's wheel (full only)
-    a folder    in one of these layouts, found out by "auto":
+    a folder    in one of these layouts, found out by "auto" for each file, so that several may be mixed:
         "tcia"      LDCT-and-Projection-data: .../L241/<study>/1.000000-Full Dose Images-70970/1-001.dcm
         "mayo2016"  the 2016 challenge: L067/full_1mm/*.IMA, full_1mm/L067/full_1mm/*.IMA, L067/quarter/*.IMA,
-                    or L506_FD_1_1.CT.*.IMA and L506_QD_1_1.CT.*.IMA in one folder
-        "folder"    anything of DICOM, .nii, .nii.gz, .npy; folders named full and low (or quarter) make pairs
+                    L067/low/*.IMA, or L506_FD_1_1.CT.*.IMA and L506_QD_1_1.CT.*.IMA in one folder
+        "folder"    anything of DICOM, .nii, .nii.gz, .npy; a dose in the names of folders or files (full and low,
+                    quarter, ndct and ldct, FD and QD) makes pairs
 
-    Missing slices inside a series are allowed here and noted in each scan. Raises ParameterError for an
-    unknown name or layout, ScanError for a folder without scans.
+    Label maps are no scans: they are passed over by the names of their folders and files (labelsTr, segmentations,
+    masks, ..._seg) and by their values. Missing slices inside a series are allowed here and noted in each scan.
+    Raises ParameterError for an unknown name or layout, ScanError for a folder that holds no scan or that has a part
+    which cannot be opened.
     """
     if layout not in ("auto", *LAYOUTS):
         raise ParameterError(f"unknown layout {layout!r}; allowed: auto, {', '.join(LAYOUTS)}")
@@ -54,18 +75,12 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
     root = Path(path_or_name)
     if not root.is_dir():
         raise ParameterError(f"{path_or_name!s} is neither a folder nor an embedded collection ({', '.join(EMBEDDED)})")
-    files = [file for file in sorted(root.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-    for name, tag in (("tcia", tag_tcia), ("mayo2016", tag_mayo)):
-        if layout in ("auto", name):
-            cases = cases_from_tags(root, files, tag)
-            if cases:
-                return Collection(root.name, name, cases)
-            if layout == name:
-                raise ScanError(f"{root} holds nothing in the layout {name!r}; data/README.md shows what it is")
-    cases = cases_from_folder(root, files)
+    found, cases = cases_below(root, layout)
+    if not cases and layout in ("tcia", "mayo2016"):
+        raise ScanError(f"{root} holds nothing in the layout {layout!r}; data/README.md shows what it is")
     if not cases:
-        raise ScanError(f"{root} holds no CT or MR image in DICOM, NIfTI or NumPy files")
-    return Collection(root.name, "folder", cases)
+        raise ScanError(f"{root} holds no CT or MR image in DICOM, NIfTI or NumPy files (label maps are none)")
+    return Collection(root.name, found, cases)
 
 
 def phantom_collection(

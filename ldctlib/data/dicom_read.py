@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from ldctlib.data.derived import write_derived
-from ldctlib.data.scan import UNDECLARED_PADDING_HU, Scan, declared_padding, undeclared_padding
+from ldctlib.data.dicom_padding import UNDECLARED_PADDING_HU, declared_padding, undeclared_padding
+from ldctlib.data.scan import Scan
 from ldctlib.data.volume import Piece, assemble
 from ldctlib.errors import LdctError, MissingDependency, ScanError
 
-__all__ = ["Scan", "SeriesInfo", "list_series", "pydicom_ct_slice", "read_scan", "read_series", "write_derived"]
-
 LARGEST_FILE_PIXELS = 1 << 28
 """A header that asks for more pixels than this in one file is damaged."""
+
+NOT_DATA = {"thumbs.db", "desktop.ini", "dicomdir", "__macosx", "lost+found", "$recycle.bin"}
+"""What systems and viewers leave in folders, in lower case; names that begin with a dot are passed over, too."""
 
 PLUGINS = {"JPEG 2000": "pylibjpeg and pylibjpeg-openjpeg", "JPEG-LS": "pyjpegls", "JPEG": "python-gdcm"}
 """What decodes a compressed transfer syntax whose name begins so; first match."""
@@ -86,9 +88,10 @@ def read_series(
     Scouts and files that are no CT or MR images are left aside; if more than one series remains,
     ``series_uid`` says which (see :func:`list_series`).
 
-    A missing or uneven step between slices is an error, because volumes and 3-D filters would be wrong in
-    silence; ``allow_gaps=True`` reads them and says so in ``Scan.notes``. Copies of the same slice are
-    dropped with a note; different images at one place are an error. A tilted gantry is noted.
+    A missing, uneven or unknown step between slices is an error, because volumes and 3-D filters would be wrong in
+    silence; ``allow_gaps=True`` reads them and says so in ``Scan.notes`` (slices without any position then come in
+    the order of their instance numbers). Copies of the same slice are dropped with a note; different images at one
+    place are an error. A tilted gantry is noted.
 
     Raises ScanError (what was found, and where), MissingDependency (which decoder to install).
     """
@@ -144,12 +147,34 @@ def _reading(file: Path) -> Iterator[None]:
             raise ScanError(f"{file} cannot be read, it seems damaged ({kind}: {reason})") from error
 
 
+def is_data(path: Path) -> bool:
+    """Whether a file or folder may belong to a scan, by its name: not hidden, not :data:`NOT_DATA`."""
+    return not path.name.startswith(".") and path.name.lower() not in NOT_DATA
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders that may be data, sorted; ScanError where one cannot be opened."""
+
+    def refuse(error: OSError) -> None:
+        raise ScanError(f"{error.filename} cannot be opened ({error.strerror}): its scans would be missing") from error
+
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        home = os.path.realpath(here)
+        folders[:] = [] if home in seen else sorted(name for name in folders if is_data(Path(name)))
+        if home not in seen:  # a link may lead back to a folder above it
+            files = [file for name in names if is_data(file := Path(here, name))]
+            found += [file for file in files if file.is_file() or file.is_symlink()]  # a dead link cannot be opened
+        seen.add(home)
+    return sorted(found)
+
+
 def _dicom_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(path, str | Path):
-        return [file for one in path for file in _dicom_files(one)]
+        return [file for one in path if is_data(Path(one)) for file in _dicom_files(one)]
     path = Path(path)
     if path.is_dir():
-        return [file for file in sorted(path.rglob("*")) if file.is_file() and is_dicom(file)]
+        return [file for file in files_below(path) if is_dicom(file)]
     if not path.is_file():
         raise ScanError(f"{path} does not exist: give a DICOM file or a folder of them")
     if not is_dicom(path):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from torch import Tensor
 from ldctlib.ct.dose import Scanner, calibrate, measure
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.projector import projector
+from ldctlib.data.collection import Collection, open_collection
+from ldctlib.data.scan import Scan
 from ldctlib.errors import ParameterError, ScanError, ShapeError
-from ldctlib.image import check_images
+from ldctlib.image import BODY_HU, check_images
 from ldctlib.phantom.patient import Patient
 from ldctlib.units import hu_to_mu, mu_to_hu
 
@@ -33,7 +34,7 @@ class BenchmarkCase:
     ldct_hu: Tensor
     reference_hu: Tensor
     reference_kind: str  # "truth" or "full dose"
-    dose: float  # fraction of full dose
+    dose: float  # fraction of full dose; NaN where nobody says
     pixel_mm: float
     group: str = "all"  # kernel, thickness, anatomy: means never pool two groups
     slice: str = "0"
@@ -47,7 +48,7 @@ class BenchmarkCase:
             raise ShapeError(f"a case is one slice (1, 1, H, W), got {tuple(self.ldct_hu.shape)}")
         if self.reference_kind not in REFERENCE_KINDS:
             raise ParameterError(f"reference_kind is one of {REFERENCE_KINDS}, got {self.reference_kind!r}")
-        if not 0 < self.dose <= 1:
+        if not (0 < self.dose <= 1 or math.isnan(self.dose)):
             raise ParameterError(f"dose is a fraction of full dose in (0, 1], got {self.dose}")
         if not self.pixel_mm > 0:
             raise ParameterError(f"pixel_mm must be > 0, got {self.pixel_mm}")
@@ -56,7 +57,7 @@ class BenchmarkCase:
             if self.reference_kind != "truth":
                 raise ParameterError("full_dose_hu is a second reference: the first must be the truth")
 
-    def views(self) -> list[BenchmarkCase]:
+    def per_reference(self) -> list[BenchmarkCase]:
         """The case once for each of its references."""
         if self.full_dose_hu is None:
             return [self]
@@ -137,7 +138,7 @@ def phantom_cases(
 
 def _body_centre(image_hu: Tensor, side: int) -> tuple:
     """Index of the square of ``side`` pixels about the body's centre, inside the image."""
-    body = (image_hu[0, 0] > -500).nonzero().double()
+    body = (image_hu[0, 0] > BODY_HU).nonzero().double()
     size = image_hu.shape[-1]
     centre = (body.amin(0) + body.amax(0)) / 2 if len(body) else torch.tensor([size / 2, size / 2])
     row, column = (int(c) for c in (centre - side / 2).round().clamp(0, size - side))
@@ -147,70 +148,64 @@ def _body_centre(image_hu: Tensor, side: int) -> tuple:
 # ---------------------------------------------------------------- real pairs
 
 
-def _pair_files(folder: Path) -> list[tuple[Path, Path]]:
-    """(full, low) files of one patient: in full*/quarter* subfolders, or side by side as _FD_ and _QD_."""
-    sub = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
-    pairs = []
-    for name, full in sorted(sub.items()):
-        low = sub.get(name.replace("full", "quarter", 1)) if name.startswith("full") else None
-        if low is not None:
-            pairs += _match(sorted(p for p in full.iterdir() if p.is_file()), sorted(low.iterdir()), folder)
-    files = sorted(p for p in folder.iterdir() if p.is_file())
-    marked = [[p for p in files if re.search(rf"(^|_){mark}_", p.name)] for mark in ("FD", "QD")]
-    return pairs + _match(*marked, folder)
+def collection_cases(
+    collection: Collection, *, slices_per_patient: int | None = None, dose: float | None = None
+) -> Iterator[BenchmarkCase]:
+    """The slice pairs of a collection's cases with both doses, one scan in memory at a time.
 
+    slices_per_patient : so many slices of each scan of a patient, spread over its length; None takes all.
+    dose : fraction of full dose of the low-dose scans where neither the collection nor the ratio of the headers'
+        CTDIvol says it; without any of them a case's dose is NaN.
 
-def _match(full: list[Path], low: list[Path], folder: Path) -> list[tuple[Path, Path]]:
-    if len(full) != len(low):
-        raise ScanError(f"{folder}: {len(full)} full-dose but {len(low)} low-dose files; pairs need both")
-    return list(zip(full, low, strict=True))
-
-
-def real_pairs(root: str | Path, *, dose: float = 0.25) -> list[BenchmarkCase]:
-    """Full/quarter-dose slice pairs below ``root`` (Mayo 2016), grouped by thickness and kernel.
-
-    A patient's folder holds ``full*/`` and ``quarter*/``, or files marked ``_FD_`` and ``_QD_``; its name
-    up to the first underscore is the patient. ScanError without any pair, or where two slices' positions
-    differ.
+    A case's group is the slice thickness and the kernel. Raises ScanError where there is no pair, and for pairs that do
+    not match or are not in HU.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise ScanError(f"{root} is not a folder")
-    folders = sorted(
-        {
-            p.parent.parent if p.parent.name.lower().startswith(("full", "quarter")) else p.parent
-            for p in root.rglob("*")
-            if p.is_file()
-        }
-    )
-    cases = [_real_case(folder, full, low, dose) for folder in folders for full, low in _pair_files(folder)]
-    if not cases:
-        raise ScanError(f"{root}: no full/quarter-dose pairs (folders full*/quarter*, files _FD_/_QD_)")
-    return cases
+    if slices_per_patient is not None and slices_per_patient < 1:
+        raise ParameterError(f"slices_per_patient is 1 or more, got {slices_per_patient}")
+    if not len(collection.pairs()):
+        raise ScanError(
+            f"{collection.name}: nobody has a full-dose and a low-dose scan; data/README.md has the layouts"
+        )
+    for case in collection.pairs():
+        full, low = case.load_pair()
+        if not full.spacing_mm:
+            raise ScanError(f"patient {case.patient}: the files do not say how large a pixel is: give DICOM or NIfTI")
+        depth = len(full.values)
+        n = min(depth, slices_per_patient or depth)
+        fraction = case.dose or _dose_in_headers(full, low) or dose or math.nan
+        thickness = "unknown thickness" if full.thickness_mm is None else f"{full.thickness_mm:g} mm"
+        names = [file.stem for file in full.source_files] if len(full.source_files) == depth else range(depth)
+        for index in ((2 * k + 1) * depth // (2 * n) for k in range(n)):  # the middles of n equal parts
+            # copies: a view would keep the whole scan in memory
+            ldct, reference = (scan.images_hu()[index : index + 1].clone() for scan in (low, full))
+            yield BenchmarkCase(
+                case.patient,
+                ldct,
+                reference,
+                "full dose",
+                fraction,
+                pixel_mm=float(full.spacing_mm[-1]),
+                group=f"{thickness} {full.kernel or 'unknown kernel'}",
+                slice="/".join(filter(None, (case.variant, str(names[index])))),
+                slice_mm=math.nan if full.thickness_mm is None else full.thickness_mm,
+            )
 
 
-def _real_case(folder: Path, full: Path, low: Path, dose: float) -> BenchmarkCase:
-    import pydicom
+def _dose_in_headers(full: Scan, low: Scan) -> float | None:
+    """Ratio of the two scans' mean CTDIvol, which is proportional to the dose; None where it does not tell them apart.
 
-    from ldctlib.data.dicom import read_series
+    Noise that was inserted into a full-dose scan leaves its header as it was.
+    """
+    means = []
+    for scan in (low, full):
+        values = [header.get("CTDIvol") for header in getattr(scan.origin, "headers", [])]
+        means.append(np.mean(values) if values and None not in values else math.nan)
+    ratio = float(means[0] / means[1]) if means[1] > 0 else math.nan
+    return ratio if 0 < ratio < 1 else None
 
-    scan, scan_low = read_series(full), read_series(low)
-    tags = ["ConvolutionKernel", "SliceThickness", "ImagePositionPatient"]
-    header, header_low = (pydicom.dcmread(p, stop_before_pixels=True, specific_tags=tags) for p in (full, low))
-    positions = [[float(v) for v in h.get("ImagePositionPatient", [])] for h in (header, header_low)]
-    if len(positions[0]) != len(positions[1]) or not np.allclose(*positions, atol=0.01):
-        raise ScanError(f"{full.name} and {low.name} in {folder} are not one slice: positions {positions}")
-    kernel = header.get("ConvolutionKernel", "unknown kernel")
-    kernel = kernel if isinstance(kernel, str) else "/".join(map(str, kernel))
-    thickness = float(header.get("SliceThickness") or math.nan)
-    return BenchmarkCase(
-        folder.name.split("_")[0],
-        scan_low.images_hu(),
-        scan.images_hu(),
-        "full dose",
-        dose,
-        pixel_mm=float(scan.spacing_mm[-1]),
-        group=f"{thickness:g} mm {kernel}",
-        slice=full.stem,
-        slice_mm=thickness,
-    )
+
+def real_pairs(
+    root: str | Path, *, slices_per_patient: int | None = None, dose: float | None = None
+) -> list[BenchmarkCase]:
+    """:func:`collection_cases` of a folder, in any layout of :func:`~ldctlib.data.collection.open_collection`."""
+    return list(collection_cases(open_collection(root), slices_per_patient=slices_per_patient, dose=dose))

@@ -1,0 +1,72 @@
+"""Methods on phantom cases, or on real pairs, as a Markdown table: ``python -m ldctlib.benchmark``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldctlib import methods as registry
+from ldctlib.benchmark.cases import collection_cases, phantom_cases
+from ldctlib.benchmark.measures import DEFAULT_METRICS, METRICS
+from ldctlib.benchmark.record import record
+from ldctlib.benchmark.run import run
+from ldctlib.data.collection import open_collection
+from ldctlib.errors import LdctError
+from ldctlib.units import SOFT_TISSUE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("--real", type=Path, help="folder with full/low-dose pairs; without it, phantoms")
+    parser.add_argument("--slices", type=int, help="so many slices of each real scan, spread over it; default: all")
+    parser.add_argument("--dose", type=float, help="of the low-dose scans, where the folder does not say it")
+    parser.add_argument("--patients", type=int, default=4, help="phantom patients")
+    parser.add_argument("--crop", type=int, help="the central square of the phantoms, for slow methods")
+    parser.add_argument(
+        "--methods",
+        default="ldct,gaussian",
+        help="comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0",
+    )
+    parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"of {', '.join(METRICS)}")
+    parser.add_argument(
+        "--residual-noise",
+        default="dose",
+        type=lambda text: text if text == "dose" else float(text),
+        help="share of what was removed that is added again against a full-dose reference; default: the dose",
+    )
+    parser.add_argument("--json", type=Path, help="also write every number here")
+    parser.add_argument("--record", action="store_true", help="write the means into the shipped checkpoints' headers")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-intervals", action="store_true", help="means only")
+    options = parser.parse_args(arguments)
+    try:
+        names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
+        loaded = {name: registry.from_spec(name, device=options.device) for name in names}
+        if options.real:
+            pairs = open_collection(options.real)
+            cases = collection_cases(pairs, slices_per_patient=options.slices, dose=options.dose)
+        else:  # seeds far from any that training draws first
+            seeds = range(9_000_001, 9_000_001 + options.patients)
+            cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop)
+        result = run(
+            loaded,
+            cases,
+            window=SOFT_TISSUE,
+            metrics=filter(None, options.metrics.split(",")),
+            residual_noise=options.residual_noise,
+            device=options.device,
+        )
+        if options.record:
+            record(result)
+    except LdctError as error:
+        parser.exit(2, f"{type(error).__name__}: {error}\n")
+    print(result.to_markdown(intervals=not options.no_intervals))
+    if options.json:
+        result.to_json(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
