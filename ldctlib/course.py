@@ -62,6 +62,8 @@ def run(folder: Path, out: Path, *, profile: str, only: str = "", values: Mappin
     ``out`` that no run has written would be overwritten.
     """
     paths = find_notebooks(folder, only)
+    print(f"profile {profile}, notebooks {', '.join(path.name[:2] for path in paths)}")
+    print(f"results in {_relative(Path(out).expanduser().absolute())}")
     chosen = _assign(paths, profile, dict(values or {}))
     out = make_folder(out).resolve()
     _check_out(out, paths)

@@ -126,13 +126,11 @@ def test_a_walk_point_blends_and_shifts_one_channel_in_the_middle_alone(z):
 def test_render_walk_shows_the_image_and_what_the_shift_changed():
     start = torch.full((1, 2, 9, 9), 0.0)
     start[:, 0] = 40  # the window's level
-    image = nb02.render_walk(
-        upsample, start, start + 4, blend=0.0, channel=0, shift=2.0, unit=[10.0, 10.0], window=Window(40, 400)
-    )
+    image = nb02.render_walk(upsample, start, start + 4, (0.0, 0, 2.0), [10.0, 10.0], Window(40, 400))
     assert image.shape == (72, 144) and image.dtype == np.uint8
     assert image[0, 0] == 128 and image[36, 36] == round(255 * 220 / 400)  # 40 and 60 HU
     assert image[0, 72] == 128 and image[36, 108] == round(255 * 220 / 400)  # 0 and 20 HU about 0
-    at_end = nb02.render_walk(upsample, start, start + 100, blend=1.0, channel=0, shift=0.0, unit=[1.0, 1.0])
+    at_end = nb02.render_walk(upsample, start, start + 100, (1.0, 0, 0.0), [1.0, 1.0], SOFT_TISSUE)
     assert at_end[0, 0] == round(255 * 310 / 400)  # 40 + 100 + a tenth of 100
     assert (at_end[:, 72:] == 128).all()  # a blend is not a shift
 
@@ -149,8 +147,7 @@ def test_latent_walk_redraws_on_every_control_and_has_a_static_figure(z):
     panel.controls["shift"].value = 0.0
     panel.controls["blend"].value = 1.0
     np.testing.assert_array_equal(
-        picture(panel.image.value),
-        nb02.render_walk(upsample, z, z + 50, blend=1.0, channel=0, shift=0.0, unit=[1.0] * 6),
+        picture(panel.image.value), nb02.render_walk(upsample, z, z + 50, (1.0, 0, 0.0), [1.0] * 6, SOFT_TISSUE)
     )
     assert len([axis for axis in panel.figure().axes if axis.images]) == 5
     few = nb02.latent_walk(lambda c: F.interpolate(c[:, :1], scale_factor=8), z[:, :1], z[:, :1])

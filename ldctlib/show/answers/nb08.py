@@ -35,7 +35,7 @@ EXERCISES = [
         right=17.32,
         wrong=20.0,
         because="20 √(1 − 1/4) = 17.3 HU. The noise-free anatomy itself would be charged 20 HU: your scan's own "
-        "noise. A quarter of the noise given back guesses part of it.",
+        "noise. Blending a quarter of the noise back in guesses part of it.",
         hint="The noise doubles, so its variance ratio R is 4. Equation (3) then needs only sigma_0 = 20 HU.",
         hints=(
             (
@@ -67,22 +67,22 @@ EXERCISES = [
         ),
     ),
     Exercise(
-        name="08.keep",
-        prompt="By which factor is the noise at a tenth of the dose stronger than at full dose?",
+        name="08.residual_noise",
+        prompt="Noise at a tenth of the dose is √10 times as strong as at full dose: which residual_noise undoes that?",
         accept=number(0.1**0.5, within=0.03),
         right=0.316,
         wrong=0.1,
-        because="Noise goes as 1/√dose, so a tenth of the dose has √10 times the noise, and keep = 1/√10 = 0.32 of it "
-        "is as strong as full-dose noise. The smallest RMSE to the full-dose image has keep = 1/R = 0.1: what reads "
-        "like a full dose and what scores best are two aims.",
-        hint="The noise that is left has the standard deviation keep · √10 · (full-dose noise).",
+        because="Noise goes as 1/√dose, so a tenth of the dose has √10 times the noise, and 1/√10 = 0.32 of it is as "
+        "strong as full-dose noise. The smallest RMSE to the full-dose image has residual_noise = 1/R = 0.1: to read "
+        "like a full dose and to score best are two aims.",
+        hint="The noise that is left has the standard deviation residual_noise · √10 · (full-dose noise).",
         hints=(
             (
                 number(0.1, within=0.02),
                 "0.1 = 1/R gives the smallest RMSE to the full-dose image, but it leaves only 0.1 · √10 = "
                 "a third of the full-dose noise: smooth.",
             ),
-            (number(0.9, within=0.02), "0.9 is a share of variance. keep multiplies the noise itself."),
+            (number(0.9, within=0.02), "0.9 is a share of variance. residual_noise multiplies the noise itself."),
         ),
     ),
 ]

@@ -134,7 +134,7 @@ def atom_sheet(sets: Mapping[str, Any], *, titles: Sequence[str] | None = None) 
 # ---------------------------------------------------------------- the walk
 
 
-def walk_point(start: Tensor, end: Tensor, *, blend: float, channel: int, shift: float, unit: Any) -> Tensor:
+def walk_point(start: Tensor, end: Tensor, blend: float, channel: int, shift: float, unit: Sequence[float]) -> Tensor:
     """A point of the walk: between two latents, with one channel raised in the middle of the image.
 
     start, end : (1, c, h, w)
@@ -142,9 +142,8 @@ def walk_point(start: Tensor, end: Tensor, *, blend: float, channel: int, shift:
     shift : in units of ``unit[channel]``, a channel's std
     """
     if start.shape != end.shape or start.ndim != 4:
-        raise ShapeError(
-            f"a walk needs two latents (1, c, h, w) of one shape, got {tuple(start.shape)} and {tuple(end.shape)}"
-        )
+        shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
+        raise ShapeError(f"a walk needs two latents (1, c, h, w) of one shape, got {shapes}")
     c, h, w = start.shape[1:]
     if not 0 <= channel < c:
         raise ParameterError(f"channel {channel}: this latent has channels 0 to {c - 1}")
@@ -156,20 +155,15 @@ def walk_point(start: Tensor, end: Tensor, *, blend: float, channel: int, shift:
 
 @torch.no_grad()
 def render_walk(
-    decode: Decode,
-    start: Tensor,
-    end: Tensor,
-    *,
-    blend: float,
-    channel: int,
-    shift: float,
-    unit: Any,
-    window: Window = SOFT_TISSUE,
+    decode: Decode, start: Tensor, end: Tensor, point: tuple[float, int, float], unit: Sequence[float], window: Window
 ) -> np.ndarray:
-    """What is decoded at a point of the walk, beside what the shift changed (grey at 0 HU): uint8 (H, 2W)."""
-    here = walk_point(start, end, blend=blend, channel=channel, shift=0.0, unit=unit)
-    there = walk_point(start, end, blend=blend, channel=channel, shift=shift, unit=unit)
-    unshifted, shifted = (plane(image) for image in decode(torch.cat([here, there])))
+    """The decoded image of a point of the walk, beside the change that the shift makes (grey at 0 HU): uint8 (H, 2W).
+
+    point : the blend, channel and shift of :func:`walk_point`
+    """
+    blend, channel, shift = point
+    latents = [walk_point(start, end, blend, channel, each, unit) for each in (0.0, shift)]
+    unshifted, shifted = (plane(image) for image in decode(torch.cat(latents)))
     return np.concatenate([grey(shifted, window), grey(shifted - unshifted, Window(0, window.width))], axis=1)
 
 
@@ -181,37 +175,27 @@ def latent_walk(decode: Decode, start: Tensor, end: Tensor, *, window: Window = 
     import ipywidgets as w
 
     unit = start.std((0, 2, 3)).tolist()
-    wide = {"description_width": "initial"}
+    slow = {"continuous_update": False}
+    codes = dict(description="first code | second code", style={"description_width": "initial"})
     controls = {
-        "blend": w.FloatSlider(
-            0.0,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            description="first code | second code",
-            style=wide,
-            continuous_update=False,
-        ),
-        "channel": w.IntSlider(0, min=0, max=len(unit) - 1, description="channel", continuous_update=False),
-        "shift": w.FloatSlider(0.0, min=-3.0, max=3.0, step=0.25, description="shift (std)", continuous_update=False),
+        "blend": w.FloatSlider(0.0, min=0.0, max=1.0, step=0.05, **codes, **slow),
+        "channel": w.IntSlider(0, min=0, max=len(unit) - 1, description="channel", **slow),
+        "shift": w.FloatSlider(0.0, min=-3.0, max=3.0, step=0.25, description="shift (std)", **slow),
+    }
+    points = {
+        "first code": (0.0, 0, 0.0),
+        "channel 0, +0.3 std": (0.0, 0, 0.3),
+        "channel 2, +1 std": (0.0, min(2, len(unit) - 1), 1.0),
+        "halfway": (0.5, 0, 0.0),
+        "second code": (1.0, 0, 0.0),
     }
 
     def render(blend: float, channel: int, shift: float) -> np.ndarray:
-        return render_walk(decode, start, end, blend=blend, channel=channel, shift=shift, unit=unit, window=window)
+        return render_walk(decode, start, end, (blend, channel, shift), unit, window)
 
     @torch.no_grad()
     def figure() -> Figure:
-        stations = {
-            "first code": (0.0, 0, 0.0),
-            "channel 0, +0.3 std": (0.0, 0, 0.3),
-            "channel 2, +1 std": (0.0, 2, 1.0),
-            "halfway": (0.5, 0, 0.0),
-            "second code": (1.0, 0, 0.0),
-        }
-        points = [
-            walk_point(start, end, blend=b, channel=min(c, len(unit) - 1), shift=s, unit=unit)
-            for b, c, s in stations.values()
-        ]
-        return rows(dict(zip(stations, decode(torch.cat(points)), strict=True)), window=window)
+        images = decode(torch.cat([walk_point(start, end, *point, unit) for point in points.values()]))
+        return rows(dict(zip(points, images, strict=True)), window=window)
 
     return panel(controls, render, figure)
