@@ -318,12 +318,12 @@ def test_a_bound_is_given_the_full_dose(tmp_path):
         checkpoints.model_class("autoencoder")(**config),
         model="autoencoder",
         config=config,
-        units=Range(-1000.0, 1000.0),
+        hu_range=Range(-1000.0, 1000.0),
         quality={},
         trained_on=dict.fromkeys(checkpoints.PROVENANCE, 0),
     )
     loaded = {name: methods.load(name, path=path) for name in ("round_trip", "round_trip_full")}
-    assert loaded["round_trip_full"].sees_full_dose and not loaded["round_trip"].sees_full_dose
+    assert loaded["round_trip_full"].oracle and not loaded["round_trip"].oracle
     case = phantom_case(0)
     noisy = case.reference_hu + 10 * torch.randn(case.reference_hu.shape, generator=torch.Generator().manual_seed(1))
     for full_dose, seen in ((None, case.reference_hu), (noisy, noisy)):
@@ -333,4 +333,4 @@ def test_a_bound_is_given_the_full_dose(tmp_path):
         for name, x in (("round_trip", given.ldct_hu), ("round_trip_full", seen)):
             expected = psnr(loaded[name](x), given.reference_hu, window=SOFT_TISSUE)
             assert found[name] == pytest.approx(expected.item(), abs=1e-9)
-    assert not hasattr(nothing, "sees_full_dose")  # plain functions stay denoisers
+    assert not hasattr(nothing, "oracle")  # plain functions stay denoisers

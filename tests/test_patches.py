@@ -11,10 +11,10 @@ import torch
 from ldctlib.ct.kernels import KERNELS, Kernel
 from ldctlib.ct.nps import nps
 from ldctlib.data.natural import photographs, random_hu, shrink
-from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, edge_blur_px, scan_slices, scanner_noise
+from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, ScanSlices, edge_blur_px, scanner_noise
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 
-CONFIG = PatchConfig(seed=3, patch=48, size=192, slices=4, photographs=4, noises=4, refresh=500)
+CONFIG = PatchConfig(seed=3, patch=48, size=192, n_slices=4, n_photographs=4, n_noises=4, refresh=500)
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +28,20 @@ def test_a_sample_depends_on_its_number_alone(dataset):
     for n, sample in zip((9, 7, 8), (first[2], first[0], first[1]), strict=True):
         for key, value in again[n].items():
             assert torch.equal(value, sample[key])
-    assert not torch.equal(first[0]["clean_hu"], first[1]["clean_hu"])
+    assert not torch.equal(first[0]["target_hu"], first[1]["target_hu"])
     other = NoisePatches(replace(CONFIG, seed=4))[7]
     assert not torch.equal(other["ldct_hu"], first[0]["ldct_hu"])
 
 
 def test_pairs_are_aligned_and_as_noisy_as_they_say(dataset):
     samples = [dataset[n] for n in range(300)]
-    clean = torch.stack([s["clean_hu"] for s in samples])
+    clean = torch.stack([s["target_hu"] for s in samples])
     ldct = torch.stack([s["ldct_hu"] for s in samples])
-    sd = torch.stack([s["sd_hu"] for s in samples])
+    sd = torch.stack([s["noise_sd_hu"] for s in samples])
     assert clean.shape == ldct.shape == (300, 1, 48, 48) and clean.dtype == ldct.dtype == torch.float32
     noise = ldct - clean
     measured = noise.flatten(1).std(dim=1, correction=0)
-    kept = measured >= 0.5 * CONFIG.sd_low_hu  # below, the stated value has a floor
+    kept = measured >= 0.5 * CONFIG.noise_sd_hu[0]  # below, the stated value has a floor
     torch.testing.assert_close(measured[kept], sd[kept], rtol=1e-3, atol=1e-3)
     # noise does not shift HU, away from where scanners clip: 300 patches of correlated noise, about 0.5 HU of error
     inside = clean.flatten(1).amin(1) > -400
@@ -52,18 +52,18 @@ def test_pairs_are_aligned_and_as_noisy_as_they_say(dataset):
 
 def test_full_dose_images_have_noise_of_their_own(dataset):
     """In the stated range, independent of the low dose's; everything else stays as it is without them."""
-    both = NoisePatches(replace(CONFIG, full_sd_hu=(5.0, 40.0)))
+    both = NoisePatches(replace(CONFIG, full_dose_noise_sd_hu=(5.0, 40.0)))
     correlation, levels = [], []
     for n in range(150):
         sample, without = both[n], dataset[n]
-        assert "full_hu" not in without
+        assert "full_dose_hu" not in without
         for key, value in without.items():
             assert torch.equal(sample[key], value)
-        full, low = (sample[key] - sample["clean_hu"] for key in ("full_hu", "ldct_hu"))
+        full, low = (sample[key] - sample["target_hu"] for key in ("full_dose_hu", "ldct_hu"))
         assert full.shape == (1, 48, 48) and full.dtype == torch.float32 and bool(full.any())
         levels.append(float(full.std()))
         correlation.append(float(torch.corrcoef(torch.stack([full.flatten(), low.flatten()]))[0, 1]))
-        assert sample["n"] == n
+
     # unit noise at a body's centre has 0.4 to 1.6 at a patch: a bank's share of the strength
     assert 5.0 * 0.3 < min(levels) and max(levels) < 40.0 * 2 and 8 < np.median(levels) < 25  # geometric mean: 14
     # patches of correlated noise scatter; the same crop of the same image would have 1
@@ -74,12 +74,16 @@ def test_full_dose_scans_have_their_noise_already(tmp_path):
     from ldctlib.data.collection import open_collection
 
     write_pairs(tmp_path)
-    options = dict(seed=2, patch=32, size=96, slices=4, photographs=2, noises=2, full_sd_hu=(5.0, 40.0))
+    options = dict(
+        seed=2, patch=32, size=96, n_slices=4, n_photographs=2, n_noises=2, full_dose_noise_sd_hu=(5.0, 40.0)
+    )
     collection = open_collection(tmp_path)
     paired = PairedPatches(collection, PatchConfig(**options))[3]
-    assert torch.equal(paired["full_hu"], paired["clean_hu"])
-    scans = NoisePatches(PatchConfig(**options, photograph_share=0.0), draw_slices=scan_slices(collection))[3]
-    assert torch.equal(scans["full_hu"], scans["clean_hu"]) and not torch.equal(scans["ldct_hu"], scans["clean_hu"])
+    assert torch.equal(paired["full_dose_hu"], paired["target_hu"])
+    scans = NoisePatches(PatchConfig(**options, photograph_share=0.0), slices=ScanSlices(collection))[3]
+    assert torch.equal(scans["full_dose_hu"], scans["target_hu"]) and not torch.equal(
+        scans["ldct_hu"], scans["target_hu"]
+    )
 
 
 def test_a_patch_may_be_the_whole_slice(tmp_path):
@@ -88,12 +92,12 @@ def test_a_patch_may_be_the_whole_slice(tmp_path):
 
     write_pairs(tmp_path, pixels=64)
     collection = open_collection(tmp_path)
-    config = PatchConfig(seed=2, patch=64, size=96, slices=4, photographs=2, noises=2, photograph_share=0.0)
-    for dataset in (PairedPatches(collection, config), NoisePatches(config, draw_slices=scan_slices(collection))):
+    config = PatchConfig(seed=2, patch=64, size=96, n_slices=4, n_photographs=2, n_noises=2, photograph_share=0.0)
+    for dataset in (PairedPatches(collection, config), NoisePatches(config, slices=ScanSlices(collection))):
         sample = dataset[1]
-        assert sample["clean_hu"].shape == sample["ldct_hu"].shape == (1, 64, 64) and int(sample["n"]) == 1
+        assert sample["target_hu"].shape == sample["ldct_hu"].shape == (1, 64, 64)
     scan = collection.cases[0].load_full().values
-    whole = PairedPatches(open_collection(tmp_path), config)[1]["clean_hu"]
+    whole = PairedPatches(open_collection(tmp_path), config)[1]["target_hu"]
     assert any(
         torch.equal(torch.sort(whole.flatten())[0], torch.sort(case.load_full().values[i].flatten())[0])
         for case in collection
@@ -150,15 +154,15 @@ def test_pairs_of_scans_stay_aligned(tmp_path):
 
     write_pairs(tmp_path)
     collection = open_collection(tmp_path)
-    dataset = PairedPatches(collection, PatchConfig(seed=1, patch=32, slices=6, refresh=100))
+    dataset = PairedPatches(collection, PatchConfig(seed=1, patch=32, n_slices=6, refresh=100))
     for n in (0, 5, 120):
         sample, again = dataset[n], dataset[n]
         assert all(torch.equal(sample[k], again[k]) for k in sample)
-        difference = sample["ldct_hu"] - sample["clean_hu"]
+        difference = sample["ldct_hu"] - sample["target_hu"]
         # 1024 pixels of 10 HU noise about the 30 HU offset: a misaligned crop would differ by 20 sqrt(2) HU
         assert abs(float(difference.mean()) - 30) < 2 and 8.5 < float(difference.std()) < 11.5
     with pytest.raises(ShapeError, match="too small"):
-        PairedPatches(collection, PatchConfig(seed=1, patch=128, slices=2))[0]
+        PairedPatches(collection, PatchConfig(seed=1, patch=128, n_slices=2))[0]
 
 
 def test_full_dose_scans_alone_get_simulated_noise(tmp_path):
@@ -170,16 +174,16 @@ def test_full_dose_scans_alone_get_simulated_noise(tmp_path):
     collection = open_collection(tmp_path / "only")
     with pytest.raises(ScanError, match="both doses"):
         PairedPatches(collection)
-    config = PatchConfig(seed=2, patch=32, size=96, slices=4, photographs=2, noises=2, photograph_share=0.0)
-    sample = NoisePatches(config, draw_slices=scan_slices(collection))[0]
-    assert abs(float(sample["clean_hu"].mean()) - 40) < 5 and float(sample["sd_hu"]) > 2
+    config = PatchConfig(seed=2, patch=32, size=96, n_slices=4, n_photographs=2, n_noises=2, photograph_share=0.0)
+    sample = NoisePatches(config, slices=ScanSlices(collection))[0]
+    assert abs(float(sample["target_hu"].mean()) - 40) < 5 and float(sample["noise_sd_hu"]) > 2
 
 
 def test_bad_configurations_are_named():
     with pytest.raises(ParameterError, match="patch"):
         PatchConfig(patch=4)
-    with pytest.raises(ParameterError, match="noise range"):
-        PatchConfig(sd_low_hu=50, sd_high_hu=10)
+    with pytest.raises(ParameterError, match="noise_sd_hu"):
+        PatchConfig(noise_sd_hu=(50, 10))
     for wrong in ((40.0, 5.0), (0.0, 5.0)):
-        with pytest.raises(ParameterError, match="full_sd_hu"):
-            PatchConfig(full_sd_hu=wrong)
+        with pytest.raises(ParameterError, match="full_dose_noise_sd_hu"):
+            PatchConfig(full_dose_noise_sd_hu=wrong)

@@ -13,7 +13,7 @@ from ldctlib.benchmark.cases import BenchmarkCase
 from ldctlib.benchmark.measures import DEFAULT_METRICS, METRICS
 from ldctlib.benchmark.result import BenchmarkResult
 from ldctlib.errors import LdctError, ParameterError, ShapeError
-from ldctlib.methods.denoiser import give_back as blend
+from ldctlib.methods.denoiser import blend
 from ldctlib.units import Window
 
 

@@ -193,8 +193,8 @@ class NoisePatches(Dataset):
     scan shows it, with noise of its own that is independent of the low dose's; slices that are scans are that already.
     """
 
-    def __init__(self, config: PatchConfig = PatchConfig(), *, slices: Slices = PhantomSlices()):
-        self.config, self._draw_slices = config, slices
+    def __init__(self, config: PatchConfig = PatchConfig(), *, slices: Slices | None = None):
+        self.config, self._draw_slices = config, slices or PhantomSlices()
         self._generation = None
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ eps(x_t, t) -> eps_hat    noise predictor; t is int64 (B,), conditions are bound
 x_t                       (B, …) at ``times[0]``: pure noise, or a noised image to start mid-chain
 times                     visited times in 1 … T, one network evaluation each (:meth:`Schedule.times`). Where the next
                           time is larger, x0_hat is noised afresh to it: time travel
-generator                 one for the batch, or one for each image; deterministic samplers draw from it in time travel only
+generator                 one for the batch, or one for each image; deterministic samplers draw in time travel only
 clamp_x0=(low, high)      clamps every x0_hat, for data that ends there; None never does
 
 After the last time comes 0, where each update equals x0_hat: the last ``x0_hat`` is the sample.

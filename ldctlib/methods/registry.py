@@ -59,7 +59,8 @@ def load(name: str, *, device: str | torch.device = "cpu", **options) -> LoadedM
         raise ParameterError(f"method {name!r} does not take these options: {error}") from error
     loaded = method.load(device=device, **given)
     denoise, output = loaded if isinstance(loaded, Trained) else (loaded, None)
-    return LoadedMethod(name, denoise, scale=method.scale, oracle=method.oracle, blends=output == "truth", **blending)
+    blends = output == "truth" and "residual_noise" not in options  # a share that was asked for is all there is
+    return LoadedMethod(name, denoise, scale=method.scale, oracle=method.oracle, blends=blends, **blending)
 
 
 def from_spec(spec: str, *, device: str | torch.device = "cpu") -> Denoiser:
