@@ -200,6 +200,9 @@ def _from_old_header(path: str | Path, fields: Mapping[str, Any]) -> dict[str, A
         if "spread" in old:
             process["residual_std"] = old["spread"]
         pipeline = dict(process=process, autoencoder=autoencoder, estimator=estimator, conditions=conditions)
+    stages = [{"name": name, "steps": steps} for name, steps in notes.pop("stages", {}).items()]
+    if stages and (patches := notes.pop("patches", None)):
+        stages[-1]["data"] = patches | {"noise_sd_hu": [patches.pop("sd_low_hu"), patches.pop("sd_high_hu")]}
     full_dose = notes.pop("keep", 0.25) == 0 and "full dose" in str(notes.get("target", "")).replace("-", " ")
     return {
         "model": fields["model"],
@@ -209,7 +212,7 @@ def _from_old_header(path: str | Path, fields: Mapping[str, Any]) -> dict[str, A
         "pipeline": pipeline,
         "uses": uses,
         "recipe": Path(path).stem,
-        "stages": [{"name": name, "steps": steps} for name, steps in notes.pop("stages", {}).items()],
+        "stages": stages,
         "trained_on": notes,
         "quality": fields["quality"],
         "sha256": fields["sha256"],

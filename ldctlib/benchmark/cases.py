@@ -12,15 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.dose import Scanner, calibrate, measure
-from ldctlib.ct.geometry import ParallelGeometry
-from ldctlib.ct.projector import projector
 from ldctlib.data.collection import Collection, open_collection
 from ldctlib.data.scan import Scan
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.image import BODY_HU, check_images
 from ldctlib.phantom.patient import Patient
-from ldctlib.units import hu_to_mu, mu_to_hu
+from ldctlib.phantom.scan_phantom import scan_phantom
 
 REFERENCE_KINDS = ("truth", "full dose")
 """Noise-free truth (phantoms), or a full-dose scan with its own noise."""
@@ -84,10 +81,7 @@ def phantom_cases(
     """A slice of each patient, scanned at full dose and at ``doses``: a case per kernel, dose and seed.
 
     The reference is the noise-free scan with the same kernel ("truth"); ``full_dose_hu`` holds the full-dose
-    scan, whose photons the low doses thin (nested noise). The body is drawn and projected on a grid of half
-    the pixel, onto detector bins of half a pixel, through a bow-tie filter with tube-current modulation. Each
-    patient's photons are set so that the full-dose noise near the axis has ``full_dose_sd_hu`` under the
-    kernel B30f; the other kernels reconstruct the *same* readings, with their own noise.
+    scan, whose photons the low doses thin (nested noise): see :func:`~ldctlib.phantom.scan_phantom.scan_phantom`.
 
     height : where the slice lies, from 0 (feet) to 1 (head) of the patient's range.
     crop : keep the central square of the body of so many pixels, for methods that are slow.
@@ -101,22 +95,26 @@ def phantom_cases(
     side = size if crop is None else int(crop)
     if not 16 <= side <= size:
         raise ParameterError(f"crop is a number of pixels from 16 to size = {size}, got {crop}")
-    geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=2, n_views=n_views)
-    project, reconstruct = projector(geometry.on_grid(2 * size)), projector(geometry)
     cases = []
     for seed in seeds:
         patient = Patient.random(int(seed))
         low, high = patient.z_range_mm
         z_mm = low + height * (high - low)
-        body = patient.slice(z_mm, size=2 * size, pixel_mm=pixel_mm / 2, thickness_mm=thickness_mm).hu
-        scanner = Scanner(bowtie_radius_mm=160.0, modulation=0.3)
-        scanner = calibrate(body, geometry, scanner, full_dose_sd_hu, kernel_name="B30f")
-        lines = project.A(hu_to_mu(body))
-        generator = torch.Generator().manual_seed(int(seed))
-        readings = [lines, *measure(lines, scanner, geometry, (1.0, *doses), generator=generator)]
-        part = _body_centre(body[..., ::2, ::2], side)
-        for name in kernels:
-            truth, full, *scans = (mu_to_hu(reconstruct.fbp(p, name))[part].contiguous() for p in readings)
+        made = scan_phantom(
+            patient,
+            z_mm,
+            (1.0, *doses),
+            kernels=kernels,
+            full_dose_sd_hu=full_dose_sd_hu,
+            thickness_mm=thickness_mm,
+            size=size,
+            pixel_mm=pixel_mm,
+            n_views=n_views,
+            generator=torch.Generator().manual_seed(int(seed)),
+        )
+        part = _body_centre(patient.slice(z_mm, size=size, pixel_mm=pixel_mm, thickness_mm=thickness_mm).hu, side)
+        for name, images in made.items():
+            truth, full, *scans = (x[part].contiguous() for x in images)
             cases += [
                 BenchmarkCase(
                     f"phantom {seed}",
