@@ -30,8 +30,8 @@ SPACINGS = ("trailing", "leading", "uniform")
 class Schedule:
     """A variance-preserving noise schedule.
 
-    alpha_bar: (T + 1,) float64 on the CPU; 1 at t = 0, then strictly falling, above 0 at t = T.
-    name: what :func:`named` calls it; goes into a checkpoint's header together with ``T``.
+    alpha_bar : (T + 1,) float64 on the CPU; 1 at t = 0, then strictly falling, above 0 at t = T.
+    name : what :func:`named` calls it; goes into a checkpoint's header together with ``T``.
 
     Raises :class:`~ldctlib.errors.ParameterError` for an ``alpha_bar`` that is none.
     """
@@ -68,7 +68,7 @@ class Schedule:
     def scales(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scales √ᾱ_t and √(1 − ᾱ_t), shaped to multiply ``like``, in its dtype.
 
-        t: one time for all, or int64 (B,) on like's device, one for each sample of ``like`` (B, …).
+        t : one time for all, or int64 (B,) on like's device, one for each sample of ``like`` (B, …).
         """
         t = torch.as_tensor(t)
         if t.ndim > 1 or (t.ndim == 1 and len(t) != len(like)):
@@ -96,11 +96,11 @@ class Schedule:
     def times(self, steps: int, spacing: str = "trailing", *, start: int | None = None) -> tuple[int, ...]:
         """``steps`` times from noisy to clean, one for each network evaluation; after the last comes 0.
 
-        spacing (Lin et al. 2024, Table 2; the same lists as published code, plus one):
+        spacing : (Lin et al. 2024, Table 2; the same lists as published code, plus one):
             "trailing"  start, …, start / steps: begins where training ended, so pure noise is a fair start;
             "leading"   …, 1 + start // steps, 1: DDIM's own habit, begins a little below ``start``;
             "uniform"   start, …, 1: both ends.
-        start: the noisiest level, T by default. For a start mid-chain noise the image to ``times[0]``.
+        start : the noisiest level, T by default. For a start mid-chain noise the image to ``times[0]``.
         """
         start = self.T if start is None else start
         if spacing not in SPACINGS:
