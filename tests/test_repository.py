@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
-    ("units", "errors", "profiles", "torchvision_shim"),
+    ("units", "errors", "files", "image", "precision", "profiles", "torchvision_shim"),
     ("ct", "models"),
     ("data", "diffusion"),
     ("losses", "leda"),

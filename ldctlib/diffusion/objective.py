@@ -165,7 +165,7 @@ def loss_fn(
     min_snr: float | None = None,
     times: Sequence[int] | None = None,
 ) -> Callable[[nn.Module, Any, torch.Generator | None], Tensor]:
-    """:func:`denoising_loss` as the ``loss_fn(model, batch, generator)`` of :func:`ldctlib.training.train`.
+    """:func:`denoising_loss` as the ``loss(model, batch, generator, step)`` of :func:`ldctlib.training.train`.
 
     bind(model, batch, generator) -> (x0, network) takes x0 out of the batch and binds its conditions:
 
@@ -175,7 +175,7 @@ def loss_fn(
     """
     _check_prediction(prediction)
 
-    def loss(model: nn.Module, batch: Any, generator: torch.Generator | None) -> Tensor:
+    def loss(model: nn.Module, batch: Any, generator: torch.Generator | None, step: int = 0) -> Tensor:
         x0, network = (batch, model) if bind is None else bind(model, batch, generator)
         return denoising_loss(
             network, x0, schedule, prediction=prediction, min_snr=min_snr, times=times, generator=generator

@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
                     continue
                 terms = " ".join(f"{k} {v:.5f}" for k, v in log.terms.items() if k != "loss")
                 print(
-                    f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} lr {log.lr:.2e} "
-                    f"|g| {log.grad_norm:.3f} {log.seconds:.0f} s",
+                    f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} "
+                    f"lr {max(log.lr.values()):.2e} |g| {max(log.grad_norm.values()):.3f} {log.seconds:.0f} s",
                     flush=True,
                 )
     except LdctError as error:

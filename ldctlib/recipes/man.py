@@ -128,7 +128,9 @@ def autoencoder_loss(r: Recipe, stage: Stage, needed: Mapping[str, Checkpoint]) 
     features = _features(o, needed) if o.get("perceptual") else None
     total = AutoencoderLoss(kl=weight(o["kl"]), perceptual=weight(o.get("perceptual", 0.0)), features=features)
 
-    def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(
+        model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator, step: int = 0
+    ) -> dict[str, Tensor]:
         x, target = (r.range.to_model(batch[key]) for key in ("full_hu", "clean_hu"))
         x_hat, posterior = model(x, generator=generator)
         return total(x_hat, target, posterior, int(batch["n"][0]) // stage.train.batch_size)
@@ -158,7 +160,7 @@ def latent_scale(model: nn.Module, r: Recipe, dataset) -> dict[str, Any]:
 def _autoencoder(profile: str, *, kl: float, perceptual: float, seed: int) -> Recipe:
     small, paper = profile == "workshop", profile == "paper"
     common: dict[str, Any] = dict(
-        mixed_precision="bf16", betas=(0.9, 0.99), seed=seed, log_every=10 if small else 100, checkpoint_every=500
+        precision="auto", betas=(0.9, 0.99), seed=seed, log_every=10 if small else 100, checkpoint_every=500
     )
     patches = PatchConfig(
         seed=100 + seed,
@@ -321,12 +323,12 @@ def _diffusion_stages(
     batch: int,
     patch: int,
     last: tuple[int, int] | None = None,
-    precision: str = "bf16",
+    precision: str = "auto",
     **others: Any,
 ) -> tuple[Stage, Stage]:
     small = profile == "workshop"
     common: dict[str, Any] = dict(
-        mixed_precision=precision,
+        precision=precision,
         betas=(0.9, 0.99),
         clip_norm=1.0,
         seed=seed,
@@ -362,7 +364,7 @@ def _paper_stage(seed: int, *, lr: float, steps: int, **others: Any) -> Stage:
             accumulation=4,
             lr=lr,
             schedule="constant",
-            mixed_precision="bf16",
+            precision="auto",
             seed=seed,
             log_every=100,
         ),
@@ -405,7 +407,7 @@ def _latent(profile: str, *, autoencoder: str, seed: int, conditioned: bool = Tr
             batch=4,
             patch=128,
             last=(2, 256),
-            precision="no",
+            precision="float32",
             objective=dict(draws=4),
             needs=needs,
         ),

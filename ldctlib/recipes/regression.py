@@ -29,7 +29,7 @@ def denoising_loss(value_range: Range) -> LossFunction:
     The variance has a floor of (15 HU)^2: below it there is nothing worth learning.
     """
 
-    def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator, step: int = 0) -> Tensor:
         clean = batch["clean_hu"]
         predicted = model(value_range.to_model(batch["ldct_hu"]).to(memory_format=torch.channels_last))
         error = (predicted.float() - value_range.to_model(clean)) / value_range.scale
@@ -52,7 +52,7 @@ def nafnet(profile: str) -> Recipe:
     common: dict[str, Any] = dict(
         batch_size=8 if small else 16,
         betas=(0.9, 0.95),
-        mixed_precision="bf16",
+        precision="auto",
         clip_norm=0.5,
         log_every=20 if small else 100,
         checkpoint_every=500,
@@ -94,7 +94,7 @@ def redcnn(profile: str) -> Recipe:
         batch_size=4 if small else 8,
         lr=3e-4,
         betas=(0.9, 0.99),
-        mixed_precision="bf16",
+        precision="auto",
         clip_norm=0.5,
         log_every=5 if small else 50,
         checkpoint_every=200,
