@@ -66,7 +66,7 @@ def shrunk(name: str, profile: str) -> recipes.Recipe:
         replace(
             s,
             train=replace(
-                s.train, steps=4, warmup_steps=0, batch_size=2, log_every=1, checkpoint_every=100, mixed_precision="no"
+                s.train, steps=4, warmup_steps=0, batch_size=2, log_every=1, checkpoint_every=100, precision="float32"
             ),
             patches=replace(s.patches, **BANKS),
         )

@@ -180,7 +180,7 @@ def pace(a: argparse.Namespace) -> dict:
         steps=per_block * blocks,
         batch_size=batch_size,
         lr=1e-4,
-        mixed_precision="bf16",
+        precision="bf16",
         schedule="constant",
         log_every=per_block,
         device="cuda" if accelerated else device,
