@@ -179,7 +179,7 @@ def saved(path, network):
         network,
         model="redcnn",
         config={"channels": 4, "kernel_size": 3},
-        units=None,
+        hu_range=None,
         trained_on=described,
         quality={},
         dtype=torch.float32,
