@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.dose import Scanner, calibrate, measure
+from ldctlib.ct.dose import Scanner, acquire, calibrate
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.phantom import Patient
 from ldctlib.ct.projector import projector
@@ -109,10 +109,10 @@ def phantom_cases(
         z_mm = low + height * (high - low)
         body = patient.slice(z_mm, size=2 * size, pixel_mm=pixel_mm / 2, thickness_mm=thickness_mm).hu
         scanner = Scanner(bowtie_radius_mm=160.0, modulation=0.3)
-        scanner = calibrate(body, geometry, scanner, full_dose_sd_hu, kernel_name="B30f")
+        scanner = calibrate(body, geometry, scanner, full_dose_sd_hu, kernel="B30f")
         lines = project.A(hu_to_mu(body))
         generator = torch.Generator().manual_seed(int(seed))
-        readings = [lines, *measure(lines, scanner, geometry, (1.0, *doses), generator=generator)]
+        readings = [lines, *acquire(lines, scanner, geometry, (1.0, *doses), generator=generator)]
         part = _body_centre(body[..., ::2, ::2], side)
         for name in kernels:
             truth, full, *scans = (mu_to_hu(reconstruct.fbp(p, name))[part].contiguous() for p in readings)

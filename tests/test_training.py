@@ -402,42 +402,6 @@ def test_progress_bar_shows():
 # ---------------------------------------------------------------- pace
 
 
-class Cached(Dataset):
-    """One sample, ready: nothing but the loop is timed."""
-
-    sample = {"ldct": torch.zeros(1, 64, 64), "ndct": torch.zeros(1, 64, 64)}
-
-    def __getitem__(self, n: int):
-        return self.sample
-
-
-def test_loop_keeps_nine_tenths_of_the_bare_pace():
-    """Beside forward, backward and step alone, ~30 ms. CPU time, the best of several blocks
-    taken in turn: what else runs on the machine must not decide."""
-    per_block, blocks = 4, 10
-    model = REDCNN(channels=16)
-    config = settings(steps=per_block * blocks, batch_size=4, accumulation=1, log_every=per_block, lr=1e-4)
-    bare = REDCNN(channels=16).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-4, fused=True)
-    batch = {name: torch.stack([image] * 4) for name, image in Cached.sample.items()}
-
-    def bare_block() -> float:
-        start = time.process_time()
-        for _ in range(per_block):
-            plain_loss(bare, batch, None).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return time.process_time() - start
-
-    bare_times, loop_times = [bare_block()], []
-    start = time.process_time()
-    for _ in train(model, plain_loss, Cached(), config, progress=False):
-        loop_times.append(time.process_time() - start)
-        bare_times.append(bare_block())
-        start = time.process_time()
-    assert min(bare_times) / min(loop_times) >= 0.9, (bare_times, loop_times)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, path = sys.argv[1], Path(sys.argv[2])

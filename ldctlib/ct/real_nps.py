@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.dose import Scanner, measure
+from ldctlib.ct.dose import Scanner, noise_only
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.nps import nps, soft_tissue_rois
 from ldctlib.ct.phantom import Patient
 from ldctlib.ct.projector import Kernel, projector
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
+from ldctlib.units import hu_to_mu
 
 BAND_EDGES = np.arange(14) * 0.06
 """Edges of the 13 bands, 1/mm."""
@@ -119,8 +119,7 @@ def simulated_bands(
         patient = Patient.random(seed)
         body_hu = patient.slice(0.5 * sum(patient.z_range_mm), size=512, pixel_mm=pixel_mm).hu
         p = scanner.A(hu_to_mu(body_hu)).clamp(min=0)
-        (noisy,) = measure(p, SIMULATED, geometry, (0.25,), generator=generator)
-        noise.append(scanner.fbp(noisy - p, kernel) * (1000 / MU_WATER_PER_MM))
+        noise.append(noise_only(p, geometry, SIMULATED, 0.25, kernel=kernel, generator=generator))
         tissue.append(body_hu)
     return band_nps(torch.cat(noise), torch.cat(tissue), pixel_mm)
 

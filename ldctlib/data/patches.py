@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ldctlib.ct.dose import Scanner, photon_counts
-from ldctlib.ct.dose import line_integrals as log_counts
+from ldctlib.ct.dose import Scanner, noise_only
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.phantom import Patient
 from ldctlib.ct.projector import Kernel, projector
 from ldctlib.data.cases import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.errors import ParameterError, ScanError, ShapeError
-from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
+from ldctlib.units import hu_to_mu
 
 PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
 """Pixel sizes of the noise bank: a few values, so that the projectors stay cached."""
@@ -83,7 +82,6 @@ def scanner_noise(
     plans = sorted((float(rng.choice(PIXELS_MM)), 2.0 if rng.random() < 0.75 else 1.0) for _ in range(count))
     for i, (pixel_mm, bins_per_pixel) in enumerate(plans):
         geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=bins_per_pixel, n_views=600)
-        project = projector(geometry)
         body = torch.from_numpy(bodies[rng.integers(len(bodies))]).float()[None, None]
         body = torch.rot90(body, int(rng.integers(4)), (2, 3))
         line = projector(geometry.on_grid(body.shape[-1])).A(hu_to_mu(body)).clamp(min=0)
@@ -92,13 +90,9 @@ def scanner_noise(
             bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
             modulation=float(rng.uniform(0, 0.5)),
         )
-        incident = scanner.incident(geometry, line)
-        counts = photon_counts(line, incident, generator=generator)
-        counts = counts + torch.randn(counts.shape, generator=generator) * scanner.electronic_sd
         kernel = random_kernel(rng)
         blur[i] = edge_blur_px(kernel, pixel_mm)
-        noise = project.fbp(log_counts(counts, incident) - line, kernel)[0, 0].numpy()
-        noise *= 1000 / MU_WATER_PER_MM
+        noise = noise_only(line, geometry, scanner, kernel=kernel, generator=generator)[0, 0].numpy()
         out[i] = noise / max(float(noise[centre].std()), 1e-6)
     return out, blur
 
