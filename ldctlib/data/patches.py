@@ -8,131 +8,21 @@ stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ldctlib.ct.dose import Scanner, photon_counts
-from ldctlib.ct.dose import line_integrals as log_counts
-from ldctlib.ct.geometry import ParallelGeometry
-from ldctlib.ct.kernels import Kernel
-from ldctlib.ct.projector import projector
+from ldctlib.data.banks import PhantomSlices, ScanSlices, Slices, draw_scans, scanner_noise
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.errors import ParameterError, ScanError, ShapeError
-from ldctlib.phantom.patient import Patient
-from ldctlib.units import MU_WATER_PER_MM, hu_to_mu
-
-PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
-"""Pixel sizes of the noise bank: a few values, so that the projectors stay cached."""
 
 ENDLESS = 2**40  # samples
 
 BORDER = 4
 """Margin in pixels that is cut off after the edge blur, so that its border effect is not seen."""
-
-
-def random_kernel(rng: np.random.Generator) -> Kernel:
-    """A reconstruction kernel between a soft one and a sharp one that reaches past the pixel's Nyquist frequency."""
-    if rng.random() < 0.45:
-        return Kernel(0.0, rng.uniform(0.5, 1.15), tilt=rng.uniform(0, 0.15))
-    return Kernel(rng.uniform(0.1, 0.65), rng.uniform(0.75, 1.25), tilt=rng.uniform(0, 0.25))
-
-
-def phantom_slices(rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
-    """``count`` noise-free slices in HU, float32 (count, size, size), four to a patient, thin and thick."""
-    out = np.empty((count, size, size), np.float32)
-    for i in range(count):
-        if i % 4 == 0:
-            patient = Patient.random(int(rng.integers(2**31)))
-            low, high = patient.z_range_mm
-        thickness = rng.choice((1.0, 1.0, 3.0))
-        z = rng.uniform(low + 3, high - 3)
-        out[i] = patient.slice(z, size=size, thickness_mm=thickness).hu[0, 0].numpy()
-    return out
-
-
-def edge_blur_px(kernel: Kernel, pixel_mm: float, aperture_mm: float = 0.3) -> float:
-    """Standard deviation, in pixels, of the Gaussian that blurs edges about as a scan with this kernel does.
-
-    A Gaussian's MTF falls to a half at 0.187 / sigma; the kernel's half is matched, and the focal spot's and
-    detector's aperture is added in quadrature.
-    """
-    f = torch.linspace(0, 2, 2001)
-    half = float(f[(kernel(f) < 0.5).nonzero()[0, 0]]) if bool((kernel(f) < 0.5).any()) else 2.0
-    return math.hypot(0.187 / half, aperture_mm / math.sqrt(12) * 1.5) / pixel_mm
-
-
-def scanner_noise(
-    rng: np.random.Generator, count: int, *, size: int = 512, bodies=None
-) -> tuple[np.ndarray, np.ndarray]:
-    """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size), and for each
-    the blur in pixels that its kernel gives to edges (:func:`edge_blur_px`).
-
-    Photon noise of a body's sinogram, detector bins of half a pixel (three in four) or one, reconstructed alone:
-    log(noisy) - log(clean) through FBP, which keeps streaks and everything else that varies over the image.
-    ``bodies`` (n, H, W) in HU lends the attenuation; by default the bank draws phantoms of its own.
-    """
-    if bodies is None:
-        bodies = phantom_slices(rng, max(4, count // 16), size=256)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    out, blur = np.empty((count, size, size), np.float32), np.empty(count, np.float32)
-    yy, xx = np.mgrid[:size, :size] - (size - 1) / 2
-    centre = np.hypot(yy, xx) < 0.22 * size
-    # one geometry at a time: its matrices are built once and used for all of its share
-    plans = sorted((float(rng.choice(PIXELS_MM)), 2.0 if rng.random() < 0.75 else 1.0) for _ in range(count))
-    for i, (pixel_mm, bins_per_pixel) in enumerate(plans):
-        geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=bins_per_pixel, n_views=600)
-        project = projector(geometry)
-        body = torch.from_numpy(bodies[rng.integers(len(bodies))]).float()[None, None]
-        body = torch.rot90(body, int(rng.integers(4)), (2, 3))
-        line = projector(geometry.on_grid(body.shape[-1])).A(hu_to_mu(body)).clamp(min=0)
-        scanner = Scanner(
-            photons=float(np.exp(rng.uniform(np.log(2e4), np.log(5e5)))),
-            bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
-            modulation=float(rng.uniform(0, 0.5)),
-        )
-        incident = scanner.incident(geometry, line)
-        counts = photon_counts(line, incident, generator=generator)
-        counts = counts + torch.randn(counts.shape, generator=generator) * scanner.electronic_sd
-        kernel = random_kernel(rng)
-        blur[i] = edge_blur_px(kernel, pixel_mm)
-        noise = project.fbp(log_counts(counts, incident) - line, kernel)[0, 0].numpy()
-        noise *= 1000 / MU_WATER_PER_MM
-        out[i] = noise / max(float(noise[centre].std()), 1e-6)
-    return out, blur
-
-
-class Slices(Protocol):
-    """Where a bank's slices come from; ``sharp`` if their edges still lack the blur of a scanner's kernel."""
-
-    sharp: bool
-
-    def __call__(self, rng: np.random.Generator, count: int, *, size: int) -> Sequence[np.ndarray]: ...
-
-
-class PhantomSlices:
-    """Noise-free slices of random phantoms."""
-
-    sharp = True
-
-    def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
-        return phantom_slices(rng, count, size=size)
-
-
-@dataclass(frozen=True)
-class ScanSlices:
-    """Slices of a collection's full-dose scans, which have their scanner's edges and noise already."""
-
-    collection: Collection
-    sharp = False
-
-    def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> list[np.ndarray]:
-        return [images[0] for images in _draw_scans(self.collection, rng, count, lambda case: (case.load_full(),))]
 
 
 @dataclass(frozen=True)
@@ -285,23 +175,10 @@ class PairedPatches(Dataset):
         if n // c.refresh != self._generation:
             self._generation = n // c.refresh
             rng = np.random.default_rng([c.seed, 0xBA28, self._generation])
-            self._bank = _draw_scans(self._collection, rng, c.n_slices, lambda case: case.load_pair())
+            self._bank = draw_scans(self._collection, rng, c.n_slices, lambda case: case.load_pair())
         rng = np.random.default_rng([c.seed, 0x5A3C, n])
         full, low = _body_crops(self._bank[rng.integers(len(self._bank))], c.patch, rng)
         return _sample(n, low, full, full, c)
-
-
-def _draw_scans(collection, rng, count, load) -> list[tuple[np.ndarray, ...]]:
-    """``count`` slices from random cases, at most sixteen from one reading of a case."""
-    out: list[tuple[np.ndarray, ...]] = []
-    while len(out) < count:
-        scans = load(collection.cases[rng.integers(len(collection))])
-        if scans[0].scale != "HU":
-            raise ScanError(f"{collection.name}: training needs scans in HU, this one is {scans[0].scale}")
-        depth = len(scans[0].values)
-        chosen = rng.permutation(depth)[: min(16, count - len(out))]
-        out += [tuple(scan.values[i].numpy().astype(np.float32) for scan in scans) for i in chosen]
-    return out
 
 
 def _crops(images, p: int, rng, margin: float = 0.0) -> list[np.ndarray]:

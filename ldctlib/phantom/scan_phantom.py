@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ldctlib.ct.dose import Scanner, calibrate, measure
+from ldctlib.ct.dose import Scanner, acquire, calibrate, noise_only
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.nps import band_nps
 from ldctlib.ct.projector import projector
 from ldctlib.phantom.patient import Patient
-from ldctlib.units import MU_WATER_PER_MM, hu_to_mu, mu_to_hu
+from ldctlib.units import hu_to_mu, mu_to_hu
 
 SCANNER = Scanner(bowtie_radius_mm=160.0, modulation=0.3)
 """Of :func:`scan_phantom`, before its photons are set."""
@@ -43,9 +43,9 @@ def scan_phantom(
     pixel_mm = patient.body.field_of_view_mm / size if pixel_mm is None else pixel_mm
     geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=2, n_views=n_views)
     body = patient.slice(z_mm, size=2 * size, pixel_mm=pixel_mm / 2, thickness_mm=thickness_mm).hu
-    scanner = calibrate(body, geometry, SCANNER, full_dose_sd_hu, kernel_name="B30f")
+    scanner = calibrate(body, geometry, SCANNER, full_dose_sd_hu, kernel="B30f")
     lines = projector(geometry.on_grid(2 * size)).A(hu_to_mu(body))
-    readings = [lines, *measure(lines, scanner, geometry, doses, generator=generator)]
+    readings = [lines, *acquire(lines, scanner, geometry, doses, generator=generator)]
     return {kernel: [mu_to_hu(projector(geometry).fbp(p, kernel)) for p in readings] for kernel in kernels}
 
 
@@ -62,13 +62,11 @@ def simulated_bands(
     the pixel's Nyquist frequency and aliases, as on scanners that sample finer than the pixel.
     """
     geometry = ParallelGeometry.for_image(512, pixel_mm, bins_per_pixel=2, n_views=720)
-    scanner = projector(geometry)
     noise, tissue = [], []
     for seed in patients:
         patient = Patient.random(seed)
         body_hu = patient.slice(0.5 * sum(patient.z_range_mm), size=512, pixel_mm=pixel_mm).hu
-        p = scanner.A(hu_to_mu(body_hu)).clamp(min=0)
-        (noisy,) = measure(p, SIMULATED, geometry, (0.25,), generator=generator)
-        noise.append(scanner.fbp(noisy - p, kernel) * (1000 / MU_WATER_PER_MM))
+        p = projector(geometry).A(hu_to_mu(body_hu)).clamp(min=0)
+        noise.append(noise_only(p, geometry, SIMULATED, 0.25, kernel=kernel, generator=generator))
         tissue.append(body_hu)
     return band_nps(torch.cat(noise), torch.cat(tissue), pixel_mm)

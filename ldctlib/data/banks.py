@@ -1,0 +1,113 @@
+"""What training patches are cut from: slices of phantoms or scans, and images of scanner noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ldctlib.ct.dose import Scanner, noise_only
+from ldctlib.ct.geometry import ParallelGeometry
+from ldctlib.ct.kernels import Kernel, edge_blur_px
+from ldctlib.ct.projector import projector
+from ldctlib.data.collection import Collection
+from ldctlib.errors import ScanError
+from ldctlib.phantom.patient import Patient
+from ldctlib.units import hu_to_mu
+
+PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
+"""Pixel sizes of the noise bank: a few values, so that the projectors stay cached."""
+
+
+def random_kernel(rng: np.random.Generator) -> Kernel:
+    """A reconstruction kernel between a soft one and a sharp one that reaches past the pixel's Nyquist frequency."""
+    if rng.random() < 0.45:
+        return Kernel(0.0, rng.uniform(0.5, 1.15), tilt=rng.uniform(0, 0.15))
+    return Kernel(rng.uniform(0.1, 0.65), rng.uniform(0.75, 1.25), tilt=rng.uniform(0, 0.25))
+
+
+def scanner_noise(
+    rng: np.random.Generator, count: int, *, size: int = 512, bodies=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size), and for each
+    the blur in pixels that its kernel gives to edges (:func:`edge_blur_px`).
+
+    Photon noise of a body's sinogram, detector bins of half a pixel (three in four) or one, reconstructed alone:
+    log(noisy) - log(clean) through FBP, which keeps streaks and everything else that varies over the image.
+    ``bodies`` (n, H, W) in HU lends the attenuation; by default the bank draws phantoms of its own.
+    """
+    if bodies is None:
+        bodies = PhantomSlices()(rng, max(4, count // 16), size=256)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    out, blur = np.empty((count, size, size), np.float32), np.empty(count, np.float32)
+    yy, xx = np.mgrid[:size, :size] - (size - 1) / 2
+    centre = np.hypot(yy, xx) < 0.22 * size
+    # one geometry at a time: its matrices are built once and used for all of its share
+    plans = sorted((float(rng.choice(PIXELS_MM)), 2.0 if rng.random() < 0.75 else 1.0) for _ in range(count))
+    for i, (pixel_mm, bins_per_pixel) in enumerate(plans):
+        geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=bins_per_pixel, n_views=600)
+        body = torch.from_numpy(bodies[rng.integers(len(bodies))]).float()[None, None]
+        body = torch.rot90(body, int(rng.integers(4)), (2, 3))
+        line = projector(geometry.on_grid(body.shape[-1])).A(hu_to_mu(body)).clamp(min=0)
+        scanner = Scanner(
+            photons=float(np.exp(rng.uniform(np.log(2e4), np.log(5e5)))),
+            bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
+            modulation=float(rng.uniform(0, 0.5)),
+        )
+        kernel = random_kernel(rng)
+        blur[i] = edge_blur_px(kernel, pixel_mm)
+        noise = noise_only(line, geometry, scanner, kernel=kernel, generator=generator)[0, 0].numpy()
+        out[i] = noise / max(float(noise[centre].std()), 1e-6)
+    return out, blur
+
+
+class Slices(Protocol):
+    """Where a bank's slices come from; ``sharp`` if their edges still lack the blur of a scanner's kernel."""
+
+    sharp: bool
+
+    def __call__(self, rng: np.random.Generator, count: int, *, size: int) -> Sequence[np.ndarray]: ...
+
+
+class PhantomSlices:
+    """Noise-free slices in HU, float32 (count, size, size), four to a random patient, thin and thick."""
+
+    sharp = True
+
+    def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
+        out = np.empty((count, size, size), np.float32)
+        for i in range(count):
+            if i % 4 == 0:
+                patient = Patient.random(int(rng.integers(2**31)))
+                low, high = patient.z_range_mm
+            thickness = rng.choice((1.0, 1.0, 3.0))
+            z = rng.uniform(low + 3, high - 3)
+            out[i] = patient.slice(z, size=size, thickness_mm=thickness).hu[0, 0].numpy()
+        return out
+
+
+@dataclass(frozen=True)
+class ScanSlices:
+    """Slices of a collection's full-dose scans, which have their scanner's edges and noise already."""
+
+    collection: Collection
+    sharp = False
+
+    def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> list[np.ndarray]:
+        return [images[0] for images in draw_scans(self.collection, rng, count, lambda case: (case.load_full(),))]
+
+
+def draw_scans(collection, rng, count, load) -> list[tuple[np.ndarray, ...]]:
+    """``count`` slices from random cases, at most sixteen from one reading of a case."""
+    out: list[tuple[np.ndarray, ...]] = []
+    while len(out) < count:
+        scans = load(collection.cases[rng.integers(len(collection))])
+        if scans[0].scale != "HU":
+            raise ScanError(f"{collection.name}: training needs scans in HU, this one is {scans[0].scale}")
+        depth = len(scans[0].values)
+        chosen = rng.permutation(depth)[: min(16, count - len(out))]
+        out += [tuple(scan.values[i].numpy().astype(np.float32) for scan in scans) for i in chosen]
+    return out
