@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from ldctlib import benchmark
-from ldctlib.benchmark import BenchmarkCase, BenchmarkResult, paired_bootstrap, real_pairs, run
+from ldctlib.benchmark import (
+    DEFAULT_METRICS,
+    METRICS,
+    BenchmarkCase,
+    BenchmarkResult,
+    paired_bootstrap,
+    real_pairs,
+    run,
+)
+from ldctlib.benchmark.__main__ import main
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.metrics import psnr, ssim
-from ldctlib.units import ABDOMEN, SOFT_TISSUE, Range
+from ldctlib.units import ABDOMEN, SOFT_TISSUE
+from tests.test_collections import write_series
 
 
 def nothing(ldct, *, noise=None, spacing_mm=None, generator=None):
@@ -67,9 +75,9 @@ def test_rows_hold_the_metrics_of_each_case(result):
     x = gaussian(0.8)(case.ldct_hu)
     assert row.psnr.item() == pytest.approx(psnr(x, case.reference_hu, window=SOFT_TISSUE).item(), abs=1e-9)
     assert row.ssim.item() == pytest.approx(ssim(x, case.reference_hu, window=SOFT_TISSUE).item(), abs=1e-9)
-    assert (table[table.method == "ldct"].edge_loss == 0).all()
-    assert table[table.method == "ldct"].nps_shape.isna().all()  # nothing was removed
-    assert 0.5 < table[table.method == "gaussian"].edge_loss.mean() < 0.9
+    assert (table[table.method == "ldct"].edge_attenuation == 0).all()
+    assert table[table.method == "ldct"].nps_shape_distance.isna().all()  # nothing was removed
+    assert 0.5 < table[table.method == "gaussian"].edge_attenuation.mean() < 0.9
     assert set(table.reference) == {"truth"}
 
 
@@ -223,7 +231,8 @@ def test_bootstrap_weighs_slices_and_needs_enough_patients():
 
 def test_real_pairs_reproduce_the_known_baselines(real_data):
     cases = real_pairs(real_data)
-    assert [c.patient for c in cases].count("L096") == 10 and len(cases) == 15
+    assert [c.group for c in cases] == ["3 mm D45f"] * 14 + ["3 mm B30f"] * 7 + ["1 mm B30f"]
+    assert {c.dose for c in cases} == {0.25} and [c.patient for c in cases].count("L143") == 11
     result = run(
         {"ldct": nothing, "gaussian": gaussian(0.8)},
         cases,
@@ -242,44 +251,43 @@ def test_real_pairs_reproduce_the_known_baselines(real_data):
         assert found[group, method, "psnr"].value == pytest.approx(expected[0], abs=0.0051)
         assert found[group, method, "ssim_uniform7"].value == pytest.approx(expected[1], abs=0.00051)
     assert found["3 mm D45f", "ldct", "psnr"].n_slices == 14
+    soft = result.table[(result.table.method == "ldct") & (result.table.group == "3 mm B30f")].psnr
+    assert soft.min() == pytest.approx(22.6, abs=0.05) and soft.max() == pytest.approx(29.0, abs=0.05)
 
 
-def test_edge_loss_on_real_pairs_is_what_a_blur_takes(real_data):
+def test_edge_attenuation_on_real_pairs_is_what_a_blur_takes(real_data):
     """The Gaussian's loss depends on the anatomy only: every slice and kernel must agree, noise or not."""
     cases = [c for c in real_pairs(real_data / "ct" / "mayo")][::5]
     result = run(
-        {"ldct": nothing, "gaussian": gaussian(0.8)}, cases, window=SOFT_TISSUE, metrics=["edge_loss"], warmup=0
+        {"ldct": nothing, "gaussian": gaussian(0.8)}, cases, window=SOFT_TISSUE, metrics=["edge_attenuation"], warmup=0
     )
-    values = result.table[result.table.method == "gaussian"].edge_loss
+    values = result.table[result.table.method == "gaussian"].edge_attenuation
     assert values.between(0.70, 0.78).all()
 
 
 def test_folders_without_pairs_are_refused(tmp_path):
-    with pytest.raises(ScanError, match="not a folder"):
+    with pytest.raises(ParameterError, match="neither a folder"):
         real_pairs(tmp_path / "absent")
-    with pytest.raises(ScanError, match="no full/quarter"):
+    with pytest.raises(ScanError, match="no CT or MR"):
         real_pairs(tmp_path)
-    for name in ("full", "quarter"):
-        (tmp_path / "L000" / name).mkdir(parents=True)
-    (tmp_path / "L000" / "full" / "1.IMA").write_bytes(b"")
-    with pytest.raises(ScanError, match="1 full-dose but 0"):
+    write_series(tmp_path / "P1" / "full", ["1.dcm"], 40)
+    with pytest.raises(ScanError, match="nobody has a full-dose and a low-dose scan"):
         real_pairs(tmp_path)
 
 
-def test_command_line(monkeypatch, capsys, tmp_path):
-    registry = types.ModuleType("ldctlib.methods")
-    registry.from_spec = lambda spec, device: METHODS[spec]
-    monkeypatch.setitem(sys.modules, "ldctlib.methods", registry)
-    monkeypatch.setattr("ldctlib.methods", registry, raising=False)
-    monkeypatch.setattr(benchmark, "real_pairs", lambda root: CASES[:2])
-    arguments = ["--real", "x", "--methods", "gaussian", "--metrics", "psnr", "--json", str(tmp_path / "r.json")]
-    assert benchmark.main(arguments) == 0
+def test_command_line(capsys, tmp_path):
+    for dose, value in (("full", 40), ("quarter", 60)):
+        write_series(tmp_path / "L067" / dose, [f"{k}.dcm" for k in range(5)], value, ConvolutionKernel="D45f")
+    arguments = ["--real", str(tmp_path), "--slices", "2", "--methods", "gaussian", "--metrics", "psnr"]
+    assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     out = capsys.readouterr().out
     assert "| ldct |" in out and "| gaussian |" in out
+    assert "3 mm D45f: dose 0.25, reference: full dose" in out and "n = 2 slice(s) of 1 patient(s)" in out
     assert BenchmarkResult.from_json(tmp_path / "r.json").metrics == ["psnr"]
-    with pytest.raises(SystemExit) as stop:
-        benchmark.main(["--real", "x", "--metrics", "quality"])
-    assert stop.value.code == 2 and "quality" in capsys.readouterr().err
+    for more, message in ((["--metrics", "quality"], "quality"), (["--real", str(tmp_path / "x")], "neither")):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, *more])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_another_window_gives_another_number(result):
@@ -307,30 +315,94 @@ def test_measured_quality_goes_into_the_checkpoint(tmp_path, monkeypatch):
     assert abs(values["psnr"] - 26.0) < 0.2
 
 
-def test_a_bound_is_given_the_full_dose(tmp_path):
-    """D(E(full dose)) is no denoiser: the benchmark hands it the full-dose image, or the truth where that is all."""
-    from ldctlib import checkpoints, methods
+def test_an_oracle_is_given_the_full_dose():
+    """It is no denoiser but a bound: it gets the full-dose image, or the truth where that is all."""
 
-    torch.manual_seed(0)
-    config = dict(width=8, channel_mult=[1, 2], latent_channels=3, attention_at=[2], norm_groups=4, shortcut=True)
-    path = checkpoints.save(
-        tmp_path / "a.safetensors",
-        checkpoints.model_class("autoencoder")(**config),
-        model="autoencoder",
-        config=config,
-        hu_range=Range(-1000.0, 1000.0),
-        quality={},
-        trained_on=dict.fromkeys(checkpoints.PROVENANCE, 0),
+    def same(ldct, *, noise=None, spacing_mm=None, generator=None):
+        return ldct + 1
+
+    bound = lambda ldct, **more: same(ldct, **more)  # noqa: E731
+    bound.oracle = True
+    truth = phantom_case(0).reference_hu
+    noisy = truth + 10 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
+    for full_dose, seen in ((None, truth), (noisy, noisy)):
+        case = phantom_case(0, full_dose_hu=full_dose)
+        methods = {"ldct": nothing, "same": same, "bound": bound}
+        images = run(methods, [case], window=SOFT_TISSUE, metrics=["psnr"], warmup=0, keep_images=True).images
+        assert torch.equal(images["same", 0], case.ldct_hu + 1) and torch.equal(images["bound", 0], seen + 1)
+
+
+# ---------------------------------------------------------------- residual noise
+
+
+def truth_minus(removed_hu: float):
+    """A denoiser that removes so much everywhere and estimates the anatomy."""
+
+    def denoise(ldct, *, noise=None, spacing_mm=None, generator=None):
+        return ldct - removed_hu
+
+    denoise.blends = True
+    return denoise
+
+
+@pytest.mark.parametrize(("residual_noise", "shares"), [("dose", {0.5: 0.5, 0.1: 0.1}), (0.3, {0.5: 0.3, 0.1: 0.3})])
+def test_against_a_full_dose_a_share_of_the_residual_is_added_again(residual_noise, shares):
+    cases = [phantom_case(p, dose=d, full_dose_hu=phantom_case(p, dose=1.0).ldct_hu) for p, d in enumerate((0.5, 0.1))]
+    plain = truth_minus(20.0)
+    blends = {"ldct": nothing, "anatomy": truth_minus(20.0), "other": lambda ldct, **more: plain(ldct, **more)}
+    result = run(blends, cases, window=SOFT_TISSUE, metrics=["psnr"], residual_noise=residual_noise, keep_images=True)
+    for index, case in enumerate(cases):
+        assert torch.equal(result.images["anatomy", index], case.ldct_hu - 20)  # nothing added to what is kept
+        rows = result.table[result.table.patient == case.patient].set_index(["method", "reference"]).psnr
+        share = shares[case.dose]
+        x = case.ldct_hu - 20 * (1 - share)
+        expected = psnr(x, case.full_dose_hu, window=SOFT_TISSUE).item()
+        assert rows["anatomy", "full dose"] == pytest.approx(expected, abs=1e-4)
+        assert rows["anatomy", "truth"] == rows["other", "truth"]  # nor to what is compared with the truth
+        assert rows["other", "full dose"] == pytest.approx(
+            psnr(case.ldct_hu - 20, case.full_dose_hu, window=SOFT_TISSUE).item(), abs=1e-9
+        )
+    assert "a share of what they removed added again: " + ", ".join(map(str, sorted(set(shares.values())))) in (
+        result.to_markdown()
     )
-    loaded = {name: methods.load(name, path=path) for name in ("round_trip", "round_trip_full")}
-    assert loaded["round_trip_full"].oracle and not loaded["round_trip"].oracle
-    case = phantom_case(0)
-    noisy = case.reference_hu + 10 * torch.randn(case.reference_hu.shape, generator=torch.Generator().manual_seed(1))
-    for full_dose, seen in ((None, case.reference_hu), (noisy, noisy)):
-        given = phantom_case(0, full_dose_hu=full_dose)
-        result = run({"ldct": nothing} | loaded, [given], window=SOFT_TISSUE, metrics=["psnr"], warmup=0)
-        found = result.table[result.table.reference == "truth"].set_index("method").psnr
-        for name, x in (("round_trip", given.ldct_hu), ("round_trip_full", seen)):
-            expected = psnr(loaded[name](x), given.reference_hu, window=SOFT_TISSUE)
-            assert found[name] == pytest.approx(expected.item(), abs=1e-9)
-    assert not hasattr(nothing, "oracle")  # plain functions stay denoisers
+
+
+def test_an_unknown_dose_is_said_and_nothing_is_added(tmp_path):
+    cases = [replace(phantom_case(p), dose=math.nan, reference_kind="full dose") for p in range(2)]
+    result = run({"ldct": nothing, "anatomy": truth_minus(20.0)}, cases, window=SOFT_TISSUE, metrics=["psnr"], warmup=0)
+    x = result.table[result.table.method == "anatomy"].psnr.iloc[0]
+    assert x == psnr(cases[0].ldct_hu - 20, cases[0].reference_hu, window=SOFT_TISSUE).item()
+    assert len(result.frames()) == 1  # one group, though NaN is not equal to itself
+    result.to_json(tmp_path / "r.json")
+    for text in (result.to_markdown(), BenchmarkResult.from_json(tmp_path / "r.json").to_markdown()):
+        assert "dose unknown" in text and "the dose of patient P1 is unknown, nothing is added" in text
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def test_cases_are_taken_one_after_the_other():
+    alive = []
+
+    def cases():
+        for p in range(3):
+            alive.append(p)
+            yield phantom_case(p)
+
+    def spy(ldct, *, noise=None, spacing_mm=None, generator=None):
+        seen.append(len(alive))
+        return ldct
+
+    seen = []
+    table = run({"ldct": spy, "again": spy}, cases(), window=SOFT_TISSUE, metrics=["psnr"], warmup=0).table
+    assert seen == [1, 1, 2, 2, 3, 3]
+    assert list(table.method) == ["ldct"] * 3 + ["again"] * 3  # one method after the other all the same
+
+
+def test_every_metric_of_the_registry_measures(result):
+    names = [name for name in METRICS if name not in ("lpips", "lpips_random_trunk")]
+    both = run(METHODS, CASES[:1], window=SOFT_TISSUE, metrics=names, warmup=0)
+    row = both.table[both.table.method == "gaussian"]
+    assert not both.notes and row[names].notna().all(axis=None)
+    assert set(both.provenance) == {"ssim", "ssim_uniform7"}
+    assert result.metrics == list(DEFAULT_METRICS) and set(DEFAULT_METRICS) < set(names)
