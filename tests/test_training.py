@@ -18,13 +18,21 @@ from ldctlib import checkpoints
 from ldctlib.errors import CheckpointError, LdctError, ParameterError
 from ldctlib.precision import computes_bf16
 from ldctlib.training import STATE_FORMAT, Optimizer, train
-from tests.training_toys import REPOSITORY, STEPS, Pairs, net, noisy_loss, plain_loss, plain_net, run, settings
+from tests.training_toys import (
+    REPOSITORY,
+    STEPS,
+    Pairs,
+    net,
+    noisy_loss,
+    plain_loss,
+    plain_net,
+    run,
+    same,
+    saved,
+    settings,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---------------------------------------------------------------- against a second implementation
@@ -170,20 +178,6 @@ def test_randomness_is_the_steps_own():
     assert same(log.ema_state_dict(), reference)
     (*_, log) = run(net(), settings(seed=7))
     assert not same(log.ema_state_dict(), reference)  # the seed does matter: the loss draws from it
-
-
-def saved(path, network):
-    described = {"collection": "", "cases": [], "seed": 0, "steps": 0, "profile": "", "code_revision": ""}
-    return checkpoints.save(
-        path,
-        network,
-        model="redcnn",
-        config={"channels": 4, "kernel_size": 3},
-        hu_range=None,
-        trained_on=described,
-        quality={},
-        dtype=torch.float32,
-    )
 
 
 def test_warm_start(tmp_path):

@@ -11,10 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from ldctlib import checkpoints
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.training import Optimizer, TrainConfig, Update, train
-from tests.test_training import same, saved
 from tests.training_toys import (
     LATE,
     Net,
@@ -27,6 +25,8 @@ from tests.training_toys import (
     late_loss,
     plain_net,
     run,
+    same,
+    saved,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,9 +137,8 @@ def test_interrupted_at_every_step_equals_uninterrupted(tmp_path):
     (*_, reference) = run(whole := gan(True), config, gan_updates())
     for _ in range(6):
         networks = gan(True)
-        networks["generator"].load_state_dict(Net().state_dict())
-        if not state.exists():
-            networks = gan(True)
+        if state.exists():  # weights of its own, which must not matter
+            networks["generator"] = Net()
         (log,) = run(networks, config, gan_updates(), state_path=state, max_seconds=0)
     assert log.finished and log.terms == reference.terms and log.lr == reference.lr
     for name in networks:
@@ -177,7 +176,6 @@ def test_networks_start_from_files_of_their_own(tmp_path):
         run(gan(), gan_settings(1), gan_updates(), init_from={"teacher": path})
     with pytest.raises(CheckpointError, match="missing keys"):
         run(gan(), gan_settings(1), gan_updates(), init_from={"critic": path})
-    assert checkpoints.load(path).sha256
 
 
 def test_impossible_updates_are_refused():

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from ldctlib import checkpoints
 from ldctlib.models.redcnn import REDCNN
 from ldctlib.training import Optimizer, TrainConfig, Update, train
 
@@ -107,6 +108,25 @@ def settings(steps: int = STEPS, **changes) -> TrainConfig:
 
 def run(model, config, loss=noisy_loss, **options) -> list:
     return list(train(model, loss, Pairs(), config, progress=False, **options))
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def saved(path: Path, network: REDCNN) -> Path:
+    """A checkpoint of :func:`plain_net`'s kind."""
+    described = {"collection": "", "cases": [], "seed": 0, "steps": 0, "profile": "", "code_revision": ""}
+    return checkpoints.save(
+        path,
+        network,
+        model="redcnn",
+        config={"channels": 4, "kernel_size": 3},
+        hu_range=None,
+        trained_on=described,
+        quality={},
+        dtype=torch.float32,
+    )
 
 
 # ---------------------------------------------------------------- a GAN

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
@@ -62,8 +63,8 @@ def train(
         for log in train(model, loss, dataset, TrainConfig(steps=1000, batch_size=16, lr=1e-3), state_path="run.state"):
             print(log.step, log.loss)  # draw, measure, break: the loop is yours
 
-    networks, updates : one module and its loss, or named modules and an :class:`Update` for each. Updates run in their
-        order. A loss is called as ``loss(model, batch, generator, step)``, see ``LossFunction``.
+    networks, updates : one module and its loss ``loss(model, batch, generator, step)``, see ``LossFunction``; or named
+        modules and an :class:`Update` for each, which run in their order.
     dataset : map-style, endless; ``dataset[n]`` depends on n alone (also through ``n // refresh``, for a bank that is
         renewed now and then). It is asked in ascending order. ``__getitems__(ns)`` is used where it exists.
     state_path : file for the whole state, written every ``checkpoint_every`` steps, at the end, when ``max_seconds``
@@ -81,10 +82,15 @@ def train(
     :class:`~ldctlib.errors.CheckpointError` for a state that is damaged or of another run,
     :class:`~ldctlib.errors.LdctError` when a loss stops being finite.
     """
+    from tqdm.auto import tqdm
+
     began = time.perf_counter()
     given = networks  # what a loss is called with
     networks, updates = named_updates(networks, updates, config)
-    starts = _starting_points(init_from, networks)
+    files = init_from if isinstance(init_from, Mapping) else {next(iter(networks)): init_from}
+    if unknown := files.keys() - networks.keys():
+        raise ParameterError(f"init_from names {', '.join(unknown)}; the networks are {', '.join(networks)}")
+    starts = {name: checkpoints.load(path) for name, path in files.items() if path is not None}
     described = identity if isinstance(identity, Mapping) else {"run": identity}
     run = {f"identity.{key}": value for key, value in described.items()}
     run |= {f"{name}.init_from": c.sha256 for name, c in starts.items()}
@@ -100,28 +106,30 @@ def train(
         yield _log(state, time.perf_counter() - began)
         return
     samples = iter(_loader(dataset, config, accelerator, first_step=state.step, collate=collate))
-    interrupt = _Interrupt()
+    interrupts: list[bool] = []
 
-    with _progress_bar(config, state.step, shown=progress and accelerator.is_main_process) as bar:
+    hidden = {} if progress and accelerator.is_main_process else {"disable": True}  # False would override TQDM_DISABLE
+    with tqdm(total=config.steps, initial=state.step, desc="train", unit="step", **hidden) as bar:
         while state.step < config.steps:
-            with interrupt:
+            with _interrupts_noted(interrupts):
                 _advance(state, given, samples)
                 bar.update()
                 due = state.step % config.log_every == 0 or state.step == config.steps
                 ended = state.step == config.steps
                 if due or accelerator.num_processes == 1:
                     over = max_seconds is not None and time.perf_counter() - began >= max_seconds
-                    ended |= any_process(accelerator, over or interrupt.seen)
+                    ended |= any_process(accelerator, over or bool(interrupts))
                 write = state_path is not None and (ended or state.step % config.checkpoint_every == 0)
                 if due or ended or write:
                     _reduce_logs(state, clear=due)
                 if write:
                     state.write(state_path)
-            if ended and interrupt.seen:
+            if ended and interrupts:
                 raise KeyboardInterrupt(f"after step {state.step}; the state is {state_path if write else 'not kept'}")
             if due or ended:
-                bar.set_postfix({name: f"{value:.3g}" for name, value in _losses(state).items()}, refresh=False)
-                yield _log(state, time.perf_counter() - began)
+                log = _log(state, time.perf_counter() - began)
+                bar.set_postfix(loss=f"{log.loss:.3g}", refresh=False)
+                yield log
                 for network in networks.values():  # the caller may have evaluated them
                     network.train()
             if ended:
@@ -150,7 +158,7 @@ def _advance(state: TrainState, given: nn.Module | Mapping[str, nn.Module], samp
                     # only the network that moves: a critic's weights take no part in the generator's step
                     (terms["loss"] / config.accumulation).backward(inputs=list(part.parameters.values()))
                 for term, value in terms.items():
-                    name = term if len(state.trained) == 1 else f"{part.update.network}/{term}"
+                    name = state.term(term, part.update.network)
                     value = torch.as_tensor(value, device=device).detach().float()
                     state.sums[name] = state.sums[name] + value if name in state.sums else value
                     state.counts[name] = state.counts.get(name, 0) + 1
@@ -186,7 +194,8 @@ def _reduce_logs(state: TrainState, *, clear: bool) -> None:
     means = torch.stack([state.sums[name] / state.counts[name] for name in names])
     state.terms = dict(zip(names, state.accelerator.reduce(means, "mean").tolist(), strict=True))
     state.grad_norm = {name: float(norm) for name, norm in state.grad_norm.items()}
-    if not isfinite(sum(_losses(state).values()) + sum(state.grad_norm.values())):
+    losses = [value for name, value in state.terms.items() if name.rpartition("/")[2] == "loss"]
+    if not isfinite(sum(losses) + sum(state.grad_norm.values())):
         raise LdctError(
             f"training diverged before step {state.step}: {state.terms}, gradient norm {state.grad_norm}. "
             "The last state is from before; lower lr or clip_norm, or look for bad samples"
@@ -195,97 +204,61 @@ def _reduce_logs(state: TrainState, *, clear: bool) -> None:
         state.sums, state.counts = {}, {}
 
 
-def _losses(state: TrainState) -> dict[str, float]:
-    return {name: value for name, value in state.terms.items() if name.rpartition("/")[2] == "loss"}
-
-
 def _log(state: TrainState, seconds: float) -> TrainLog:
+    loss = state.terms.get(state.term("loss", state.main), nan)
+    moved = dict(state.lr), dict(state.grad_norm)
     return TrainLog(
-        step=state.step,
-        steps=state.config.steps,
-        loss=state.terms.get("loss" if len(state.trained) == 1 else f"{state.main}/loss", nan),
-        terms=state.terms,
-        lr=dict(state.lr),
-        grad_norm=dict(state.grad_norm),
-        seconds=seconds,
-        ema_model=state.ema_model,
-        ema_state_dict=state.ema_state_dict,
+        state.step, state.config.steps, loss, state.terms, *moved, seconds, state.ema_model, state.ema_state_dict
     )
 
 
-def _progress_bar(config: TrainConfig, done: int, *, shown: bool):
-    from tqdm.auto import tqdm
+@contextmanager
+def _interrupts_noted(seen: list[bool]) -> Iterator[None]:
+    """Ctrl-C is noted in ``seen`` and not raised; a second one is raised at once."""
+    default = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not default:
+        yield  # signals are handled elsewhere
+        return
 
-    hidden = {} if shown else {"disable": True}  # an explicit False would override TQDM_DISABLE
-    return tqdm(total=config.steps, initial=done, desc="train", unit="step", **hidden)
+    def note(*_) -> None:
+        seen.append(True)
+        signal.signal(signal.SIGINT, default)
 
-
-# ---------------------------------------------------------------- starting and ending
-
-
-def _starting_points(init_from, networks: Mapping[str, nn.Module]) -> dict[str, checkpoints.Checkpoint]:
-    if init_from is None:
-        return {}
-    files = init_from if isinstance(init_from, Mapping) else {next(iter(networks)): init_from}
-    if unknown := files.keys() - networks.keys():
-        raise ParameterError(f"init_from names {', '.join(unknown)}; the networks are {', '.join(networks)}")
-    return {name: checkpoints.load(path) for name, path in files.items()}
-
-
-class _Interrupt:
-    """A context in which Ctrl-C is noted and not raised; a second one is raised at once."""
-
-    seen = False
-
-    def __enter__(self) -> None:
-        in_main = threading.current_thread() is threading.main_thread()  # only there are signals handled
-        self.deferred = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self.deferred:
-            signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, *_) -> None:
-        self.seen = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_) -> None:
-        if self.deferred:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, default)
 
 
 # ---------------------------------------------------------------- data
 
 
-class _BatchIndices:
-    """A batch sampler: the sample numbers of this process's micro-batches from ``first_step`` on."""
-
-    def __init__(self, config: TrainConfig, rank: int, world: int, first_step: int):
-        share, rest = divmod(config.batch_size, config.accumulation * world)
-        if rest:
-            raise ParameterError(
-                f"batch_size {config.batch_size} does not divide into {config.accumulation} micro-batches "
-                f"for {world} processes: choose a multiple of {config.accumulation * world}"
-            )
-        self.start = first_step * config.batch_size + rank
-        self.stop = config.steps * config.batch_size
-        self.micro, self.world = share * world, world
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self.start, self.stop, self.micro):
-            yield list(range(first, first + self.micro, self.world))
+def _batch_indices(config: TrainConfig, rank: int, world: int, first_step: int) -> Iterator[list[int]]:
+    """The sample numbers of this process's micro-batches from ``first_step`` on."""
+    parts = config.accumulation * world
+    if config.batch_size % parts:
+        raise ParameterError(
+            f"batch_size {config.batch_size} does not divide into {config.accumulation} micro-batches "
+            f"for {world} processes: choose a multiple of {parts}"
+        )
+    micro = config.batch_size // config.accumulation  # of all processes
+    for first in range(first_step * config.batch_size, config.steps * config.batch_size, micro):
+        yield list(range(first + rank, first + micro, world))
 
 
 def _loader(dataset: Dataset, config: TrainConfig, accelerator, *, first_step: int, collate) -> DataLoader:
-    workers = config.num_workers
+    workers, rank = config.num_workers, accelerator.process_index
     return DataLoader(
         dataset,
-        batch_sampler=_BatchIndices(config, accelerator.process_index, accelerator.num_processes, first_step),
+        batch_sampler=_batch_indices(config, rank, accelerator.num_processes, first_step),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         collate_fn=collate,
         pin_memory=workers > 0 and accelerator.device.type == "cuda",
         worker_init_fn=_ignore_interrupts,
         # the loader seeds its workers from here, and not by a draw from the caller's random state
-        generator=torch.Generator().manual_seed(derive(config.seed, first_step, accelerator.process_index)),
+        generator=torch.Generator().manual_seed(derive(config.seed, first_step, rank)),
     )
 
 

@@ -82,6 +82,10 @@ class TrainState:
             if name in self.averaged:
                 part.ema = {key: p.detach().clone() for key, p in part.parameters.items()}
 
+    def term(self, name: str, network: str) -> str:
+        """The name of a network's term in logs: "loss"; with several networks "critic/loss"."""
+        return name if len(self.trained) == 1 else f"{network}/{name}"
+
     @torch.no_grad()
     def ema_model(self, name: str | None = None) -> nn.Module:
         """A copy of a network with its averaged weights, in eval mode; of the first network where no name is given."""
@@ -124,15 +128,14 @@ class TrainState:
             for key in dict.fromkeys([*ours, *theirs])
             if ours.get(key) != theirs.get(key)
         ]:
-            more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
             raise CheckpointError(
-                f"{path}: is the state of another run: {'; '.join(differing[:8])}{more}. Give the same networks, "
+                f"{path}: is the state of another run: {'; '.join(differing[:8])}. Give the same networks, "
                 "config, data and starting weights, another state_path, or resume=False to start over"
             )
-        if fields["computed"] != self.computed:
+        if fields["computed"] != self.computed and fields["step"] < self.config.steps:
             warnings.warn(
-                f"{path}: was computed in {fields['computed']} and goes on in {self.computed}: a sound training, but "
-                "no longer bit for bit the one that it would have been",
+                f"{path}: was computed in {fields['computed']} and goes on in {self.computed}: no longer bit for bit "
+                "the training that it would have been",
                 stacklevel=2,
             )
 
@@ -144,11 +147,9 @@ class TrainState:
             means = below(f"ema.{name}.")
             part.ema = {key: _like(p, means[key]) for key, p in part.parameters.items() if means}
             keys = {p: key for key, p in part.parameters.items()}
-            moved = [p for group in part.optimizer.param_groups for p in group["params"]]
-            state = {
-                i: {what: _like(p, t) for what, t in below(f"optimizer.{name}.{keys[p]}.").items()}
-                for i, p in enumerate(moved)
-            }
+            state = {}
+            for p in (p for group in part.optimizer.param_groups for p in group["params"]):
+                state[len(state)] = {k: _like(p, t) for k, t in below(f"optimizer.{name}.{keys[p]}.").items()}
             part.optimizer.load_state_dict(part.optimizer.state_dict() | {"state": state})
         self.sums = {name: t.to(self.device) for name, t in below("sum.").items()}
         self.terms = {name: t.item() for name, t in below("term.").items()}
