@@ -16,9 +16,8 @@ def main() -> None:
     (case,) = phantom_cases([9_000_004], kernels=("D45f",), crop=336)
     spacing = (3.0, case.pixel_mm, case.pixel_mm)
     images = {"quarter dose": case.ldct_hu}
-    for name, title in (("gaussian", "Gaussian, 0.8 px"), ("bm3d", "BM3D with NPS"), ("nafnet", "NAFNet (keep = 0)")):
-        options = {"keep": 0.0} if name == "nafnet" else {}
-        images[title] = methods.load(name, **options)(case.ldct_hu, spacing_mm=spacing)
+    for name, title in (("gaussian", "Gaussian, 0.8 px"), ("bm3d", "BM3D with NPS"), ("nafnet", "NAFNet")):
+        images[title] = methods.load(name)(case.ldct_hu, spacing_mm=spacing)
     images["noise-free truth"] = case.reference_hu
     captions = {
         title: f"{float(psnr(x, case.reference_hu, window=SOFT_TISSUE)):.1f} dB"

@@ -298,9 +298,10 @@ def test_another_window_gives_another_number(result):
 def test_measured_quality_goes_into_the_checkpoint(tmp_path, monkeypatch):
     from ldctlib import checkpoints, methods, recipes
     from ldctlib.benchmark import record
+    from ldctlib.recipes.running import save
 
     r = recipes.recipe("nafnet", "workshop")
-    path = recipes.save(tmp_path / "nafnet.safetensors", recipes.new_model(r), r, "workshop")
+    path = save(tmp_path / "nafnet.safetensors", r.saved.build(1), "nafnet", r, "workshop")
     monkeypatch.setenv("LDCT_CHECKPOINTS", str(tmp_path))
     generator = torch.Generator().manual_seed(0)
     clean = torch.full((1, 1, 64, 64), 40.0)

@@ -17,7 +17,7 @@ def record(result: BenchmarkResult) -> list[Path]:
         known = registry.METHODS.get(method)
         if known is None or not known.checkpoint:
             continue  # without weights, or with other settings than its own
-        path = checkpoints.shipped(known.checkpoint)
+        path = checkpoints.find(known.checkpoint)
         quality = dict(checkpoints.load(path).quality)
         for s in scores:
             if s.method == method and s.metric in ("psnr", "ssim", "ssim_uniform7") and math.isfinite(s.value):

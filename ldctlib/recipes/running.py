@@ -153,7 +153,7 @@ def run(
     with this data? Its results lie apart, in ``out/dry-run``.
     """
     chosen, source, out = recipe(name, profile), Source.open(data), Path(out)
-    chosen = replace(chosen, stages=tuple(_steps_from_epochs(s, source.n_slices) for s in chosen.stages))
+    chosen = replace(chosen, stages=tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages))
     chosen = replace(chosen, output=source.output or chosen.output)
     folders = (out,)  # of checkpoints that others need
     if dry_run:
@@ -272,7 +272,7 @@ def _check_same_dependencies(before: Path, uses: Mapping[str, str]) -> None:
         )
 
 
-def _steps_from_epochs(stage: Stage, n_slices: int | None) -> Stage:
+def steps_from_epochs(stage: Stage, n_slices: int | None) -> Stage:
     """The stage with its steps counted from its epochs, where a collection says how many slices an epoch has."""
     if stage.epochs is None or n_slices is None:
         return stage
