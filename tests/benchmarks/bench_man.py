@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 TARGETS = {"man": 60.0, "man_fast": 400.0}
@@ -91,17 +90,17 @@ def measure(name: str, a: argparse.Namespace) -> dict:
     import torch
 
     from ldctlib import checkpoints, methods
-    from ldctlib.methods.diffusion import Conditional, Latent
+    from ldctlib.pipelines import DiffusionPipeline
 
     device = torch.device(a.device)
     ldct = 40 + 60 * torch.randn(1, 1, a.size, a.size, generator=torch.Generator().manual_seed(0))
     found: dict = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     generator = torch.Generator().manual_seed(0)
-    path = checkpoints.shipped(METHODS[name])
-    with torch.inference_mode():
+    path = checkpoints.find(METHODS[name])
+    with torch.no_grad():
         if name == DDPM:
-            model = Conditional(path, device)
-            found["unet"] = sum(p.numel() for p in model.unet.parameters())
+            model = DiffusionPipeline.from_checkpoint(path, device=device)
+            found["unet"] = sum(p.numel() for p in model.network.parameters())
             found["loaded_mib"] = peak_mib(a.device)
             step, cpu = between_steps(
                 model.steps(ldct.to(device), sampler="ddpm", steps=STEPS, generator=generator), a.ddpm_steps, a.device
@@ -118,12 +117,13 @@ def measure(name: str, a: argparse.Namespace) -> dict:
         found["seconds"], found["cpu"] = seconds(lambda: denoise(ldct, generator=generator), a.device, a.repeats)
         found |= {"peak_mib": peak_mib(a.device), "evaluations": methods.METHODS[name].evaluations}
         if METHODS[name] == "man":
-            model = Latent(path, device)
-            for part in ("unet", "autoencoder", "estimator"):
-                found[part] = sum(p.numel() for p in getattr(model, part).parameters())
+            model = DiffusionPipeline.from_checkpoint(path, device=device)
+            estimator = model.condition.estimator
+            parts = {"unet": model.network, "autoencoder": model.grid.autoencoder, "estimator": estimator.network}
+            found |= {part: sum(p.numel() for p in network.parameters()) for part, network in parts.items()}
             x, size = ldct.to(device), (a.size, a.size)
             z = model.encode(x)
-            found["estimate"], _ = seconds(lambda: model.estimate(x), a.device, a.repeats)
+            found["estimate"], _ = seconds(lambda: estimator.apply_hu(x), a.device, a.repeats)
             found["encode"], _ = seconds(lambda: [model.encode(x) for _ in range(2)], a.device, a.repeats)
             found["step"], _ = between_steps(model.steps(x, steps=30, generator=generator), 5, a.device)
             found["decode"], _ = seconds(lambda: model.decode(z, size), a.device, a.repeats)
@@ -138,16 +138,17 @@ def pace(a: argparse.Namespace) -> dict:
     from torch.utils.data import Dataset
 
     from ldctlib import recipes
-    from ldctlib.recipes.man import pixel_loss
+    from ldctlib.precision import computes_bf16
+    from ldctlib.recipes import Context
     from ldctlib.training import TrainConfig, train
 
-    r = recipes.recipe("ddpm", "train")
-    stage = r.stages[0]
-    batch_size, patch = (2, 32) if a.quick else (stage.train.batch_size, stage.patches.patch)
+    recipe = recipes.recipe("ddpm", "train")
+    stage = recipe.stages[0]
+    batch_size, patch = (2, 32) if a.quick else (stage.train.batch_size, stage.data.patch)
     per_block, blocks = (2, 3) if a.quick else (3, 8)
     generator = torch.Generator().manual_seed(0)
     images = {
-        key: 100 * torch.randn(batch_size, 1, patch, patch, generator=generator) for key in ("clean_hu", "ldct_hu")
+        key: 100 * torch.randn(batch_size, 1, patch, patch, generator=generator) for key in ("target_hu", "ldct_hu")
     }
     samples = [{key: image[n] for key, image in images.items()} for n in range(batch_size)]
 
@@ -158,8 +159,9 @@ def pace(a: argparse.Namespace) -> dict:
     device = a.device
     accelerated = device.startswith("cuda")
     clock = time.perf_counter if accelerated else time.process_time  # what else the machine does must not count
-    loss = pixel_loss(r, stage, {})
-    bare = recipes.new_model(r).to(device, memory_format=torch.channels_last)
+    bare = recipe.saved.build(0).to(device, memory_format=torch.channels_last)
+    loss = recipe.updates(Context(recipe, stage, {"unet": bare}, {}, torch.device(device)))
+    bf16 = computes_bf16(device)
     optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-4, fused=True)
     batch = {key: image.to(device) for key, image in images.items()}
     own = torch.Generator(device).manual_seed(0)
@@ -168,8 +170,8 @@ def pace(a: argparse.Namespace) -> dict:
         synchronise(device)
         start = clock()
         for _ in range(per_block):
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
-                terms = loss(bare, batch, own)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+                terms = loss(bare, batch, own, 0)
             (terms if isinstance(terms, torch.Tensor) else terms["loss"]).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -180,14 +182,14 @@ def pace(a: argparse.Namespace) -> dict:
         steps=per_block * blocks,
         batch_size=batch_size,
         lr=1e-4,
-        precision="bf16",
+        precision="auto",
         schedule="constant",
         log_every=per_block,
         device="cuda" if accelerated else device,
     )
     bare_times, loop_times = [bare_block()], []
     start = clock()
-    for _ in train(recipes.new_model(r), loss, Cached(), config, progress=False):
+    for _ in train(recipe.saved.build(0), loss, Cached(), config, progress=False):
         synchronise(device)
         loop_times.append(clock() - start)
         bare_times.append(bare_block())
@@ -205,22 +207,22 @@ def gather(folder: Path) -> list[str]:
     """Copies of the shipped checkpoints, random ones for those that are missing; returns the names of the latter."""
     from ldctlib import checkpoints, recipes
     from ldctlib.errors import CheckpointError
+    from ldctlib.recipes.running import save
 
     made: list[str] = []
     for name in ("redcnn", "nafnet", "autoencoder_perceptual", "man", "ddpm"):
         target = folder / f"{name}.safetensors"
-        r = recipes.recipe(name, "train")
-        needed = [other for stage in r.stages for other in stage.needs if r.schedule is not None]
+        recipe = recipes.recipe(name, "train")
+        needed = recipe.pipeline.uses if recipe.pipeline else ()
         try:
             if not set(needed) & set(made):
-                shutil.copy(checkpoints.shipped(name), target)
+                shutil.copy(checkpoints.find(name), target)
                 continue
         except CheckpointError:
             pass
         made.append(name)
         uses = {other: checkpoints.load(folder / f"{other}.safetensors").sha256 for other in needed}
-        r = replace(r, notes=r.notes | ({"uses": uses} if uses else {}))
-        recipes.save(target, recipes.new_model(r), r, "random")
+        save(target, recipe.saved.build(0), name, recipe, "random", uses=uses)
     return made
 
 
