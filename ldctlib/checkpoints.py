@@ -158,8 +158,7 @@ def code_revision() -> str:
 def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> Checkpoint:
     """Read and verify a checkpoint; half-precision tensors come back as float32.
 
-    Raises :class:`CheckpointError` that says which: missing, truncated, corrupted, of another format,
-    incomplete.
+    Raises :class:`CheckpointError` that says which: missing, truncated, corrupted, of another format, incomplete.
     """
     tensors, fields = _read_checkpoint(path)
     half = (torch.float16, torch.bfloat16)

@@ -16,10 +16,9 @@ _SHIM_LIBRARIES: list[torch.library.Library] = []  # operators vanish with the l
 def torchvision_shim() -> bool:
     """Make ``import torchvision`` work where its compiled extension does not load; True if that was needed.
 
-    A torchvision built for CUDA beside a CPU-only torch cannot load its extension, hides that, and then fails
-    with "operator torchvision::nms does not exist" when it describes operators nobody defined. Defining the
-    two schemas is enough for models and transforms. Inert where torchvision is absent, imported already, or
-    loads normally.
+    A torchvision built for CUDA beside a CPU-only torch cannot load its extension, hides that, and then fails with
+    "operator torchvision::nms does not exist" when it describes operators nobody defined. Defining the two schemas is
+    enough for models and transforms. Inert where torchvision is absent, imported already, or loads normally.
     """
     if "torchvision" in sys.modules or _SHIM_LIBRARIES:
         return bool(_SHIM_LIBRARIES)

@@ -1,9 +1,8 @@
 """Scan geometries: parallel beam, and fan beam with a curved (equiangular) detector.
 
-Coordinates: the image has pixel centres at x = (column - (N-1)/2) pixel and y = (row - (N-1)/2) pixel, both in
-mm from the axis of rotation, y growing downwards as in DICOM. A parallel ray (theta, s) is the line
-x cos(theta) + y sin(theta) = s. A fan ray (beta, gamma) is the parallel ray theta = beta + gamma,
-s = R sin(gamma) (Kak & Slaney, section 3.4).
+Coordinates: the image has pixel centres at x = (column - (N-1)/2) pixel and y = (row - (N-1)/2) pixel, both in mm from
+the axis of rotation, y growing downwards as in DICOM. A parallel ray (theta, s) is the line x cos(theta) + y sin(theta)
+= s. A fan ray (beta, gamma) is the parallel ray theta = beta + gamma, s = R sin(gamma) (Kak & Slaney, section 3.4).
 """
 
 from __future__ import annotations

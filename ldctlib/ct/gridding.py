@@ -53,10 +53,9 @@ def sparse_csr(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape:
 class Gridder:
     """Image (B, N, N) <-> complex samples of its spectrum on radial lines (B, V, K).
 
-    ``lines(image)[b, v, j]`` = sum over pixels n of image[b, n] exp(-2 pi i k_vj . x_n), with
-    k_vj = (j / length_mm)(cos theta_v, sin theta_v) and x_n in mm from the image's centre: the
-    discrete-space Fourier transform, periodic in 1/pixel. Evaluating lines beyond the pixel's Nyquist frequency
-    therefore aliases, as sampling does.
+    ``lines(image)[b, v, j]`` = sum over pixels n of image[b, n] exp(-2 pi i k_vj . x_n), with k_vj = (j /
+    length_mm)(cos theta_v, sin theta_v) and x_n in mm from the image's centre: the discrete-space Fourier transform,
+    periodic in 1/pixel. Evaluating lines beyond the pixel's Nyquist frequency therefore aliases, as sampling does.
     """
 
     def __init__(

@@ -20,8 +20,7 @@ def soft_tissue_rois(
 ) -> list[tuple[int, int, int]]:
     """Corners ``(image, row, column)`` of squares that hold soft tissue, on a grid of half a square's side.
 
-    A square counts if at least ``fraction`` of its pixels, smoothed by 2 px, lie in [-150, 250] HU. May be
-    empty.
+    A square counts if at least ``fraction`` of its pixels, smoothed by 2 px, lie in [-150, 250] HU. May be empty.
     """
     check_images(reference_hu)
     if not 4 <= size <= min(reference_hu.shape[-2:]):
@@ -81,8 +80,7 @@ def nps(
     taper: str = "hann",
     detrend: str = "mean",
 ) -> NPS:
-    """NPS of noise: ROIs ``(N, n, n)``, or an image ``(B, 1, H, W)`` cut at ``corners`` (default: all
-    squares).
+    """NPS of noise: ROIs ``(N, n, n)``, or an image ``(B, 1, H, W)`` cut at ``corners`` (default: all squares).
 
     S(u, v) = Δ² / N² · <|DFT(w (noise - trend))|²> / <w²>  (Siewerdsen et al. 2002; ICRU 87), Δ in mm.
     ``taper`` is "hann" or "none", ``detrend`` "none", "mean", "plane" or "quadratic", both per ROI. Radial

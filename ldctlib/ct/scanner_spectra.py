@@ -1,11 +1,10 @@
 """Noise power spectra of real scanners, as numbers: what a simulated kernel has to look like.
 
 Source: three patients of the 2016 Low Dose CT Grand Challenge (Mayo Clinic; McCollough et al. 2017), abdomen,
-quarter-dose image minus full-dose image. Real and simulated noise are measured alike
-(:func:`ldctlib.ct.nps.band_nps`): squares of 64 pixels of soft tissue, each minus its mean and under a Hann window,
-periodograms averaged, then the mean over rings of 0.06 /mm up to 0.78 /mm. Rings beyond the pixel's Nyquist
-frequency hold the corners of the 2-D spectrum. Each slice's curve is divided by its mean from 0.12 /mm on, the
-slices are averaged, and the peak is set to 1.
+quarter-dose image minus full-dose image. Real and simulated noise are measured alike (:func:`ldctlib.ct.nps.band_nps`):
+squares of 64 pixels of soft tissue, each minus its mean and under a Hann window, periodograms averaged, then the mean
+over rings of 0.06 /mm up to 0.78 /mm. Rings beyond the pixel's Nyquist frequency hold the corners of the 2-D spectrum.
+Each slice's curve is divided by its mean from 0.12 /mm on, the slices are averaged, and the peak is set to 1.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ from ldctlib.models.autoencoder import Posterior
 class Ramp:
     """A weight that is 0 up to ``start``, rises linearly, and is ``final`` from ``end`` on.
 
-    start, end : in whatever the caller counts (optimiser steps, epochs); start == end is a switch. MAN ramps
-        "over the first 300 epochs" (section 3.2) or "after an initial phase" (section 2.1): both are values
-        of these two.
+    start, end : in whatever the caller counts (optimiser steps, epochs); start == end is a switch. MAN ramps "over the
+        first 300 epochs" (section 3.2) or "after an initial phase" (section 2.1): both are values of these two.
     """
 
     final: float

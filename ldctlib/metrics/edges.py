@@ -31,11 +31,10 @@ def edge_strength(reference_hu: Tensor) -> Tensor:
 def noise_coupling(ldct: Tensor, reference: Tensor, *, size: int = 16) -> float:
     """Coupling ρ of the reference's own noise to the low-dose image's.
 
-    Measured in the flattest quarter of the soft tissue:
-    ρ = <ldct', reference'> / <ldct', (ldct - reference)'>, primes for fine detail: the value with which
-    reference - ρ (ldct - reference) no longer correlates with the low-dose noise. 0 for a noise-free truth
-    or an independent second scan; a / (1 - a) for pure quantum noise and nested doses 1 and a (1/3 at a
-    quarter).
+    Measured in the flattest quarter of the soft tissue: ρ = <ldct', reference'> / <ldct', (ldct - reference)'>, primes
+    for fine detail: the value with which reference - ρ (ldct - reference) no longer correlates with the low-dose noise.
+    0 for a noise-free truth or an independent second scan; a / (1 - a) for pure quantum noise and nested doses 1 and a
+    (1/3 at a quarter).
     """
     corners = soft_tissue_rois(reference, size, fraction=1.0)
 
@@ -88,10 +87,9 @@ def edge_attenuation(
 def residual_structure(denoised: Tensor, ldct: Tensor, reference: Tensor, *, mask: Tensor | None = None) -> float:
     """Correlation in the body between log edge strength and the log local power of the removed part.
 
-    The power (Gaussian neighbourhood of 2 px) is taken relative to that of the true noise, ldct -
-    reference, so that noise which varies over the image does not count. Positive: more is removed where
-    anatomy has edges, as any blur does; near 0: structureless; negative: the method holds back at edges.
-    NaN if nothing was removed.
+    The power (Gaussian neighbourhood of 2 px) is taken relative to that of the true noise, ldct - reference, so that
+    noise which varies over the image does not count. Positive: more is removed where anatomy has edges, as any blur
+    does; near 0: structureless; negative: the method holds back at edges. NaN if nothing was removed.
     """
     check_images(denoised, ldct, reference)
     inside = check_mask(body_mask(reference) if mask is None else mask, reference)

@@ -12,10 +12,9 @@ from ldctlib.errors import ParameterError
 def nps_distance(a: NPS, b: NPS, *, magnitude: bool = False) -> float:
     """How far two radial NPS are from each other, on ``b``'s frequencies from its first bin to Nyquist.
 
-    Shape (default): ∫ |a/∫a - b/∫b| df, the L1 distance of the curves scaled to unit area: 0 equal, 2
-    disjoint; an overall factor does not matter. ``magnitude=True``: mean over f of |10 log10((a + c) / (b +
-    c))| in dB with c = b's peak / 1000, so that bands without noise do not dominate; a factor of 2
-    everywhere is 3 dB.
+    Shape (default): ∫ |a/∫a - b/∫b| df, the L1 distance of the curves scaled to unit area: 0 equal, 2 disjoint; an
+    overall factor does not matter. ``magnitude=True``: mean over f of |10 log10((a + c) / (b + c))| in dB with c = b's
+    peak / 1000, so that bands without noise do not dominate; a factor of 2 everywhere is 3 dB.
     """
     band = slice(1, b.two_d.shape[0] // 2 + 1)
     f, sb = b.frequency[band], b.radial[band]

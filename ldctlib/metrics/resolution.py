@@ -41,11 +41,10 @@ def mtf_edge(
 ) -> MTF:
     """MTF across a known edge of one image ``(1, 1, H, W)``: slanted (ISO 12233) or circular (Richard 2012).
 
-    ``circle=(row, column, radius)`` or ``line=(row, column, angle)``, in pixels; a line passes through
-    (row, column) with its normal at ``angle`` radians from the row axis, and should be slanted against the
-    pixel grid. Pixels within ``half_width_mm`` (default 8 pixels) of the edge are binned by distance into
-    the edge-spread function (ESF); the ESF's derivative, its outer half tapered, gives the MTF, corrected
-    for the bin's width and the finite difference.
+    ``circle=(row, column, radius)`` or ``line=(row, column, angle)``, in pixels; a line passes through (row, column)
+    with its normal at ``angle`` radians from the row axis, and should be slanted against the pixel grid. Pixels within
+    ``half_width_mm`` (default 8 pixels) of the edge are binned by distance into the edge-spread function (ESF); the
+    ESF's derivative, its outer half tapered, gives the MTF, corrected for the bin's width and the finite difference.
     """
     check_images(image_hu)
     if len(image_hu) != 1:

@@ -1,5 +1,4 @@
-"""The perceptually optimised autoencoder of MAN (section 2.1): an image and back through a small Gaussian
-latent.
+"""The perceptually optimised autoencoder of MAN (section 2.1): an image and back through a small Gaussian latent.
 
 Two ranges of latents: *raw* ones, in which the posterior lives and which the decoder takes, and *scaled*
 ones, of about unit variance, in which diffusion works: ``scaled = raw * latent_scale``.
@@ -19,8 +18,7 @@ from ldctlib.image import fit
 from ldctlib.models.blocks import Downsample, ResBlock, SelfAttention, Upsample, group_norm, heads_for
 
 INITIAL_LOGVAR = -6.0
-"""Log variance of an untrained posterior, std 0.05: details first, regularisation later, as the ramps
-intend.
+"""Log variance of an untrained posterior, std 0.05: details first, regularisation later, as the ramps intend.
 """
 
 
@@ -117,8 +115,7 @@ class Autoencoder(nn.Module):
     ``forward(x, generator=g)`` maps (B, 1, H, W) in model range to the reconstruction and the
     :class:`Posterior`: a sample of it is decoded, or its mean without a generator.
 
-    width, channel_mult : channels of level i are ``width * channel_mult[i]``; every level but the last halves
-        H and W.
+    width, channel_mult : channels of level i are ``width * channel_mult[i]``; every level but the last halves H and W.
     latent_channels : c of the latent.
     blocks : residual blocks a level of the encoder; one more in the decoder.
     attention_at : downsampling factors with self-attention, counted as in :class:`~ldctlib.models.unet.UNet`,
@@ -129,14 +126,12 @@ class Autoencoder(nn.Module):
     shortcut : a linear path past the network, as in residual autoencoding (Chen et al. 2025, DC-AE, section 3.2):
         the lowest cosines of every f x f block, learnable, so that training starts from a block transform
         instead of from nothing. The network adds what is not linear. False is the paper's.
-    latent_scale : factor from raw to scaled latents, kept in the checkpoint's config: see
-        :meth:`fit_latent_scale`.
+    latent_scale : factor from raw to scaled latents, kept in the checkpoint's config: see :meth:`fit_latent_scale`.
     norm_groups : groups of every GroupNorm.
 
-    :attr:`factor` f = stem * 2^(levels - 1) is the paper's downsampling; f = 4 or 8 with 3 or 4 levels. Any H
-    and W will do: the encoder pads at the bottom and the right to a multiple of f, and ``decode(z, size)``
-    crops. The latent of an image padded by the caller to a larger multiple (for the U-Net's sake) is decoded
-    the same way.
+    :attr:`factor` f = stem * 2^(levels - 1) is the paper's downsampling; f = 4 or 8 with 3 or 4 levels. Any H and W
+    will do: the encoder pads at the bottom and the right to a multiple of f, and ``decode(z, size)`` crops. The latent
+    of an image padded by the caller to a larger multiple (for the U-Net's sake) is decoded the same way.
     """
 
     def __init__(
@@ -184,9 +179,7 @@ class Autoencoder(nn.Module):
                     conv.bias[part] = 0
 
     def encode(self, x: Tensor) -> Posterior:
-        """(B, 1, H, W) in model range -> posterior over raw latents, each (B, c, ceil(H / f), ceil(W /
-        f)).
-        """
+        """(B, 1, H, W) in model range -> posterior over raw latents, each (B, c, ceil(H / f), ceil(W / f))."""
         mean, logvar = self.encoder(self._stem(x)).to(x.dtype).chunk(2, dim=1)
         if self.analysis is not None:
             mean = mean + self.analysis(self._padded(x)).to(x.dtype)
@@ -225,8 +218,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def fit_latent_scale(self, z: Tensor) -> float:
-        """Set :attr:`latent_scale` to 1 / std of raw posterior *samples* (Rombach et al. 2022, section
-        4.3.2).
+        """Set :attr:`latent_scale` to 1 / std of raw posterior *samples* (Rombach et al. 2022, section 4.3.2).
 
         z (B, c, h, w), one batch of training images; put the result into the checkpoint's config.
         """

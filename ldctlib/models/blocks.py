@@ -1,5 +1,4 @@
-"""Blocks shared by the U-Net and the autoencoder: residual, resampling, attention and spatial transformer
-blocks.
+"""Blocks shared by the U-Net and the autoencoder: residual, resampling, attention and spatial transformer blocks.
 
 Attribute names follow guided-diffusion (Dhariwal & Nichol 2021) and latent diffusion (Rombach et al. 2022),
 so that state dicts published in their layouts load. All maps are (B, C, H, W), all token lists (B, N, C).
@@ -56,8 +55,7 @@ def heads_for(channels: int, num_heads: int, num_head_channels: int | None) -> i
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal code of timesteps: (B,) raw t, integer or not -> (B, dim) float32, ``[cos, sin]`` in that
-    order.
+    """Sinusoidal code of timesteps: (B,) raw t, integer or not -> (B, dim) float32, ``[cos, sin]`` in that order.
 
     Frequencies are ``max_period ** (-k / (dim // 2))`` (Ho et al. 2020, with guided-diffusion's order); an
     odd dim gets a zero at its end.
@@ -150,9 +148,8 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Residual self-attention over all positions of a map, guided-diffusion's ``AttentionBlock``.
 
-    ``qkv`` holds q, k, v of the first head, then of the second, and so on: the *legacy* order, which every
-    weight published in this layout has. (The other order has identical keys and gives other results.) Starts
-    as the identity.
+    ``qkv`` holds q, k, v of the first head, then of the second, and so on: the *legacy* order, which every weight
+    published in this layout has. (The other order has identical keys and gives other results.) Starts as the identity.
     """
 
     def __init__(self, channels: int, heads: int, groups: int = 32):
@@ -197,9 +194,7 @@ def grid_positions(grid: tuple[int, int], span: tuple[int, int], device: torch.d
 
 
 class TokenAttention(nn.Module):
-    """Attention from tokens to tokens, latent diffusion's ``CrossAttention``: keys ``to_q, to_k, to_v,
-    to_out.0``.
-    """
+    """Attention from tokens to tokens, latent diffusion's ``CrossAttention``: keys ``to_q, to_k, to_v, to_out.0``."""
 
     def __init__(self, dim: int, context_dim: int, heads: int):
         super().__init__()
@@ -260,12 +255,10 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks on a map's pixels as tokens, with cross-attention (Rombach et al. 2022, section
-    3.3).
+    """Transformer blocks on a map's pixels as tokens, with cross-attention (Rombach et al. 2022, section 3.3).
 
-    Where the context is a map (:class:`Context` with a grid), queries and keys carry rotary positions in
-    units of the context's cells, so that a pixel can find its own place in the condition. Starts as the
-    identity.
+    Where the context is a map (:class:`Context` with a grid), queries and keys carry rotary positions in units of the
+    context's cells, so that a pixel can find its own place in the condition. Starts as the identity.
     """
 
     def __init__(

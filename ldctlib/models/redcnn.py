@@ -17,9 +17,8 @@ class REDCNN(nn.Module):
     will do. The shortcuts join the input, conv2 and conv4 to the decoder *before* its ReLU. With the
     defaults it has 1,848,865 parameters, named ``conv1..5`` and ``tconv1..5`` as in the published weights.
 
-    ``final_relu`` clamps the output at 0. That is right where 0 is the lowest value, i.e. for data in [0,
-    1], as in the paper; with [-1, 1] or mean/std-normalised data it would erase everything below the middle:
-    set it to False.
+    ``final_relu`` clamps the output at 0. That is right where 0 is the lowest value, i.e. for data in [0, 1], as in the
+    paper; with [-1, 1] or mean/std-normalised data it would erase everything below the middle: set it to False.
 
     Raises :class:`~ldctlib.errors.ShapeError` for an input that is not (B, 1, H, W) or too small.
     """

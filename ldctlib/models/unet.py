@@ -74,9 +74,8 @@ class UNet(nn.Module):
     out_channels : of the output, where it is not the prediction yet; None for C, or 2C with ``learn_sigma``.
     concat_channels : channels of a condition on the grid of x_t, concatenated behind it.
     context_dim : width of context tokens; spatial transformers then replace self-attention.
-    context_channels : channels of a context *map* (needs ``context_dim``). A small strided convolution
-        encodes it to tokens on the grid of the shallowest attention, and attention to it knows relative
-        positions.
+    context_channels : channels of a context *map* (needs ``context_dim``). A small strided convolution encodes it to
+        tokens on the grid of the shallowest attention, and attention to it knows relative positions.
     transformer_depth : blocks in each spatial transformer.
     norm_groups : groups of every GroupNorm; 32 is the published value, small widths want fewer.
     gradient_checkpointing : recompute activations in the backward pass: less memory, about a third more time.

@@ -16,8 +16,7 @@ Box = tuple[slice, slice]
 class Canvas:
     """One slice being drawn: ``hu`` and ``labels`` (size, size), and the pixel centres ``x``, ``y`` in mm.
 
-    The origin is the image centre; x grows to the image's right (the patient's left), y downwards
-    (posterior).
+    The origin is the image centre; x grows to the image's right (the patient's left), y downwards (posterior).
     """
 
     def __init__(self, size: int, pixel_mm: float, z_mm: float, hu: float):
@@ -53,8 +52,7 @@ class Canvas:
         return self.coverage(half_width_mm - d) - self.coverage(-half_width_mm - d)
 
     def blend(self, box: Box, coverage: np.ndarray, hu, label: int | None = None) -> None:
-        """Mix a value (number or map) into a box, weighted by coverage in [0, 1]; label what is half
-        covered."""
+        """Mix a value (number or map) into a box, weighted by coverage in [0, 1]; label what is half covered."""
         under = self.hu[box]
         under += coverage * (hu - under)
         if label is not None:
@@ -68,8 +66,7 @@ class Canvas:
 
 
 def smooth_path(knots, step: float, rng: np.random.Generator | None = None, wander: float = 0.0) -> np.ndarray:
-    """A path (n, 3) through knots (Catmull–Rom), a point every ``step`` mm; the knots moved by ``wander``
-    mm."""
+    """A path (n, 3) through knots (Catmull–Rom), a point every ``step`` mm; the knots moved by ``wander`` mm."""
     k = np.asarray(knots, float)
     if rng is not None:
         k = k + rng.normal(0, wander, k.shape)
@@ -174,8 +171,7 @@ def capsules(canvas: Canvas, box: Box, ends_a, ends_b, radii, *, z_mm: float | N
 
 
 class VesselTree:
-    """Tapered branches in space: segments a–b (n, 3) with end radii, drawn together, clipped by a mask if
-    given."""
+    """Tapered branches in space: segments a–b (n, 3) with end radii, drawn together, clipped by a mask if given."""
 
     def __init__(self, a, b, ra, rb):
         self.a, self.b = np.asarray(a, np.float32), np.asarray(b, np.float32)
@@ -188,8 +184,7 @@ class VesselTree:
     def grow(
         cls, rng, start, direction, *, radius, length, levels, spread=0.6, taper=0.75, shrink=0.8, step=5.0, wander=0.25
     ) -> VesselTree:
-        """A random binary tree. Radii fall by ``taper`` at forks (Murray's law for equal daughters gives
-        0.79)."""
+        """A random binary tree. Radii fall by ``taper`` at forks (Murray's law for equal daughters gives 0.79)."""
         segs: list[tuple] = []
 
         def branch(p, d, r, left, level):

@@ -39,8 +39,7 @@ ANATOMIES: dict[str, type] = {"abdomen": Abdomen}
 
 @dataclass(frozen=True)
 class PhantomSlice:
-    """A noise-free slice: ``hu`` float32 (1, 1, H, W), ``labels`` uint8 (1, 1, H, W), ids as in
-    :data:`ORGANS`."""
+    """A noise-free slice: ``hu`` float32 (1, 1, H, W), ``labels`` uint8 (1, 1, H, W), ids as in :data:`ORGANS`."""
 
     hu: torch.Tensor
     labels: torch.Tensor
@@ -111,8 +110,7 @@ class Patient:
     def volume(
         self, z_mm: Sequence[float], *, size: int = 512, pixel_mm: float | None = None, thickness_mm: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices at the given positions: HU (D, 1, H, W) float32 and labels (D, 1, H, W) uint8, in that
-        order."""
+        """Slices at the given positions: HU (D, 1, H, W) float32 and labels (D, 1, H, W) uint8, in that order."""
         if len(z_mm) == 0:
             raise ParameterError("volume needs at least one z position, got none")
         drawn = [self.slice(float(z), size=size, pixel_mm=pixel_mm, thickness_mm=thickness_mm) for z in z_mm]

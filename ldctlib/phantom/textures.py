@@ -1,5 +1,4 @@
-"""Periodic random fields in space, made once, from which phantoms take texture, bent borders, strands and
-twigs.
+"""Periodic random fields in space, made once, from which phantoms take texture, bent borders, strands and twigs.
 
 A field is sampled at positions in mm, so that a finer grid shows the same texture in more detail.
 """
@@ -34,8 +33,7 @@ def cloud(power: float) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def sheets(seed: int) -> np.ndarray:
-    """Periodic field (96, 160, 160): signed distance, in voxels, to the zero set of a band-pass Gaussian
-    field.
+    """Periodic field (96, 160, 160): signed distance, in voxels, to the zero set of a band-pass Gaussian field.
 
     The zero set is a tangle of curved sheets: cut by a slice it gives thin lines (septa, strands, folds), and
     where the sheets of two seeds meet it gives curves in space (small vessels).
@@ -50,8 +48,7 @@ def sheets(seed: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def swell(seed: int) -> np.ndarray:
-    """Periodic smooth field (64, 96, 96), mean 0, std 1, wavelengths of about 16 voxels: bends organ
-    borders."""
+    """Periodic smooth field (64, 96, 96), mean 0, std 1, wavelengths of about 16 voxels: bends organ borders."""
     shape = (64, 96, 96)
     f = _spectrum_radius(shape)
     return _gaussian_field(shape, np.exp(-0.5 * (f * 16) ** 2) * (f > 0), 5000 + seed)
@@ -64,8 +61,7 @@ def _lerp_index(position: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarr
 
 
 def sample(field: np.ndarray, x_mm, y_mm, z_mm: float, voxel_mm: float, offset=(0.0, 0.0, 0.0)) -> np.ndarray:
-    """Linear interpolation of a periodic field (D, H, W) on the grid y_mm (h,) × x_mm (w,) at one z; gives
-    (h, w)."""
+    """Linear interpolation of a periodic field (D, H, W) on the grid y_mm (h,) × x_mm (w,) at one z; gives (h, w)."""
     iz, jz, wz = _lerp_index(np.array([z_mm / voxel_mm + offset[0]]), field.shape[0])
     plane = field[iz[0]] * (1 - wz[0]) + field[jz[0]] * wz[0]
     iy, jy, wy = _lerp_index(np.asarray(y_mm) / voxel_mm + offset[1], field.shape[1])
@@ -80,8 +76,7 @@ def sample(field: np.ndarray, x_mm, y_mm, z_mm: float, voxel_mm: float, offset=(
 def sample_at(
     field: np.ndarray, u_mm: np.ndarray, v_mm: np.ndarray, z_mm: float, voxel_mm: float, offset=(0.0, 0.0, 0.0)
 ) -> np.ndarray:
-    """Linear interpolation of a periodic field at any points (u, v) of one z: textures that follow a bent
-    layer."""
+    """Linear interpolation of a periodic field at any points (u, v) of one z: textures that follow a bent layer."""
     iz, jz, wz = _lerp_index(np.array([z_mm / voxel_mm + offset[0]]), field.shape[0])
     plane = (field[iz[0]] * (1 - wz[0]) + field[jz[0]] * wz[0]).ravel()
     width = field.shape[2]

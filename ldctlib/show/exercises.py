@@ -1,8 +1,7 @@
 """Exercises: ``check("01.noise_ratio", answer)`` says open, right, or not yet with a hint, and never raises.
 
-The exercises of notebook NN live in ``ldctlib/show/answers/nbNN.py`` as a list ``EXERCISES``, loaded when a
-name that begins with ``NN.`` is first checked. Each one carries a right and a plausible wrong answer, which
-a test feeds to it.
+The exercises of notebook NN live in ``ldctlib/show/answers/nbNN.py`` as a list ``EXERCISES``, loaded when a name that
+begins with ``NN.`` is first checked. Each one carries a right and a plausible wrong answer, which a test feeds to it.
 """
 
 from __future__ import annotations

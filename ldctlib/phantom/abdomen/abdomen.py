@@ -1,5 +1,4 @@
-"""A random abdomen, from the lung bases to the iliac crests: its parts, and the order in which they are
-painted.
+"""A random abdomen, from the lung bases to the iliac crests: its parts, and the order in which they are painted.
 
 z runs towards the head with z = 0 at the disc L1/L2; x to the patient's left, y to the back; mm throughout.
 """

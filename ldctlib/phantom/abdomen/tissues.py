@@ -1,5 +1,4 @@
-"""The abdomen's vocabulary: label ids, HU ranges by contrast phase, and the strength of each tissue's
-texture."""
+"""The abdomen's vocabulary: label ids, HU ranges by contrast phase, and the strength of each tissue's texture."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The abdomen's walls: skin, fat, muscles, ribs, spine and pelvis, and the maps of one slice that all organs
-use.
+"""The abdomen's walls: skin, fat, muscles, ribs, spine and pelvis, and the maps of one slice that all organs use.
 
 The wall is polar about the body's axis: the muscles' outer surface, the fat outside it and the wall inside it
 are functions of angle and z, so that depth below the muscle surface is one map.
@@ -113,8 +112,7 @@ class Wall:
         canvas.paint(box, frame.cavity, hu["fat"], ID["visceral fat"])
 
     def _layers(self, canvas, frame):
-        """Distance to sheets that run along the wall, three times finer across it than along it (0
-        elsewhere)."""
+        """Distance to sheets that run along the wall, three times finer across it than along it (0 elsewhere)."""
         ring = np.flatnonzero((frame.skin > 0) & (frame.cavity < 0))
         turns = round(2 * np.pi * self.half_width / (160 * 0.9))  # whole periods around the body: no seam
         around = frame.index.ravel()[ring] * np.float32(turns * 160 * 0.9 / N_ANGLES)
@@ -282,8 +280,7 @@ class Spine:
         canvas.paint(box, np.minimum(vein, d - 1), hu["trabecular"] * 0.4)  # basivertebral vein at mid height
 
     def _draw_arch(self, canvas, hu, box, wobble, cx, yc, a):
-        """Pedicles, laminae, transverse and spinous processes, facets; z is halved, so that parts stand
-        tall."""
+        """Pedicles, laminae, transverse and spinous processes, facets; z is halved, so that parts stand tall."""
         h, z = self.height, canvas.z_mm
         tip = min(yc + 36, self.wall.axis_y + self.wall.half_depth - 7)
         ends_a, ends_b, radii = [], [], []
