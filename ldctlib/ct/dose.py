@@ -128,8 +128,9 @@ def acquire(
     common_random_numbers : every dose, in any order, is a scan by itself, made of the same random numbers, so that the
         same noise is seen to grow as the dose falls.
     """
-    if not common_random_numbers and list(doses) != sorted(doses, reverse=True):
-        raise ParameterError(f"nested doses must fall, got {list(doses)}")
+    doses = list(doses)
+    if not common_random_numbers and doses != sorted(doses, reverse=True):
+        raise ParameterError(f"nested doses must fall, got {doses}")
     incident = scanner.incident(geometry, line_integrals_true)
     mean, out = incident * torch.exp(-line_integrals_true), []
     for i, dose in enumerate(doses):
