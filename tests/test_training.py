@@ -140,6 +140,11 @@ def test_auto_asks_the_processor_and_a_state_says_what_it_answered(tmp_path, mon
         assert bool(messages) == (not answer)
     assert "bf16 on 1 x CPU" in messages[0] and "goes on in float32 on 1 x CPU" in messages[0]
     assert checkpoints.read_tensors(state, kind=STATE_FORMAT)[1]["step"] == 3
+    run(plain_net(), config, first_layer_loss([]), state_path=state)
+    monkeypatch.setattr("ldctlib.training.state.computes_bf16", lambda device: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is left to compute
+        run(plain_net(), config, first_layer_loss([]), state_path=state)
 
 
 @pytest.mark.parametrize(

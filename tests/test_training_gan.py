@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_only_the_network_of_an_update_gets_a_gradient():
 
         return watched
 
-    updates = [Update(u.network, watching(u.loss), u.optimizer, u.repeat, u.start) for u in gan_updates()]
+    updates = [replace(u, loss=watching(u.loss)) for u in gan_updates()]
     run(networks, gan_settings(2), updates)
     # of each two micro-batches the second finds the first one's gradient: critic, critic, generator; late not yet
     assert seen == [set(), {"critic"}, set(), {"critic"}, set(), {"generator"}] * 2
@@ -150,16 +151,18 @@ def test_interrupted_at_every_step_equals_uninterrupted(tmp_path):
 def test_other_updates_are_another_run(tmp_path):
     config, state = gan_settings(4), tmp_path / "run.state"
     run(gan(), config, gan_updates(), state_path=state, max_seconds=0)
-    with pytest.raises(CheckpointError, match="another run: critic.lr 0.002 there, 0.003 here"):
-        updates = gan_updates()
-        updates[0] = Update("critic", critic_loss, Optimizer(**vars(updates[0].optimizer) | {"lr": 3e-3}), repeat=2)
-        run(gan(), config, updates, state_path=state)
+    changed = {
+        "critic.lr 0.002 there, 0.003 here": {"optimizer": gan_updates(lr=3e-3)[0].optimizer},
+        "critic.repeat 2 there, 4 here": {"repeat": 4},
+        "critic.start 0 there, 1 here": {"start": 1},
+    }
+    for message, change in changed.items():
+        first, *others = gan_updates()
+        with pytest.raises(CheckpointError, match=f"another run: {message}"):
+            run(gan(), config, [replace(first, **change), *others], state_path=state)
+    two = {name: network for name, network in gan().items() if name != "late"}
     with pytest.raises(CheckpointError, match="late.lr 0.005 there, nothing here"):
-        run({k: n for k, n in gan().items() if k != "late"}, config_without_late(), gan_updates()[:2], state_path=state)
-
-
-def config_without_late() -> TrainConfig:
-    return gan_settings(4, ema=("generator",))
+        run(two, gan_settings(4, ema=("generator",)), gan_updates()[:2], state_path=state)
 
 
 def test_networks_start_from_files_of_their_own(tmp_path):
@@ -192,8 +195,7 @@ def test_impossible_updates_are_refused():
     refused("without '.'", networks={"a.b": networks["critic"]}, updates=[Update("a.b", critic_loss, Optimizer(lr=1))])
     refused("has no effect beside updates", config=gan_settings(4, clip_norm=0.5))
     refused("ema names teacher", config=gan_settings(4, ema=("teacher",)))
-    late = [Update(u.network, u.loss, u.optimizer, start=1) for u in updates]
-    refused("starts at step 0", updates=late)
+    refused("starts at step 0", updates=[replace(u, start=1) for u in updates])
     with pytest.raises(ParameterError, match="repeat must be positive"):
         Update("critic", critic_loss, Optimizer(lr=1e-3), repeat=0)
     with pytest.raises(ParameterError, match="needs a learning rate"):

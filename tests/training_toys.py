@@ -24,7 +24,7 @@ from ldctlib.models.redcnn import REDCNN
 from ldctlib.training import Optimizer, TrainConfig, Update, train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-STEPS, KILL_STEPS = 40, 120
+STEPS, KILL_STEPS = 40, 80
 
 
 class Pairs(Dataset):
@@ -203,16 +203,24 @@ def partly_used_loss(model, batch, generator, step):
 DISTRIBUTED = ("gradient", "weights", "partly", "gan")
 
 
-def distributed_runs(prefix: Path) -> None:
-    """One step, whose state tells the gradient; five with accumulation; a parameter that one process does not use."""
+def distributed_runs(prefix: Path) -> list[nn.Module]:
+    """One step, whose state tells the gradient; five with accumulation; a parameter that one process does not use.
+
+    Returns the networks, which every process has alike.
+    """
     common = {"batch_size": 8, "lr": 1e-3, "warmup_steps": 0, "clip_norm": None}
-    paths = {name: prefix.with_suffix(f".{name}") for name in DISTRIBUTED}
-    run(plain_net(), settings(steps=1, accumulation=1, **common), plain_loss, state_path=paths["gradient"])
-    run(plain_net(), settings(steps=5, **common), plain_loss, state_path=paths["weights"])
-    run(plain_net(), settings(steps=2, **common), partly_used_loss, state_path=paths["partly"])
     # SGD: Adam turns rounding into lr where gradients are tiny, as a fresh critic's are
     updates = gan_updates(kind="sgd", momentum=0.9, schedule="constant")
-    run(gan(), gan_settings(steps=5, batch_size=8), updates, state_path=paths["gan"])
+    jobs = {
+        "gradient": (plain_net(), settings(steps=1, accumulation=1, **common), plain_loss),
+        "weights": (plain_net(), settings(steps=5, **common), plain_loss),
+        "partly": (plain_net(), settings(steps=2, **common), partly_used_loss),
+        "gan": (gan(), gan_settings(steps=5, batch_size=8), updates),
+    }
+    for name, job in jobs.items():
+        run(*job, state_path=prefix.with_suffix(f".{name}"))
+    given = [networks for networks, *_ in jobs.values()]
+    return [network for g in given for network in (g.values() if isinstance(g, dict) else [g])]
 
 
 def digest(network: nn.Module) -> str:
@@ -233,11 +241,11 @@ def main(job: str, path: Path) -> None:
         for log in killable(job, path):
             print(log.step, flush=True)
         return
-    distributed_runs(path)
+    networks = distributed_runs(path)
     rank = torch.distributed.get_rank()
     # from other weights and with its own batch statistics: what either process has in the end
     run(model := seeded(Net, rank), settings(steps=3))
-    said = {"processes": torch.distributed.get_world_size(), "digest": digest(model)}
+    said = {"processes": torch.distributed.get_world_size(), "digests": [digest(n) for n in (*networks, model)]}
     path.with_suffix(f".rank{rank}").write_text(json.dumps(said))
     torch.distributed.destroy_process_group()
 
