@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -265,6 +267,7 @@ def test_label_maps_are_no_scans(tmp_path, scans, labels, patients, kind):
 def test_masks_in_dicom_are_no_scans(tmp_path):
     for folder in ("PATIENT_DICOM", "MASKS_DICOM/liver", "LABELLED_DICOM", "Ground truth/full"):
         write_series(tmp_path / "3Dircadb1.1" / folder, THREE, 40)
+    shutil.copy(get_testdata_file("liver_1frame.dcm", download=False), tmp_path / "segmentation object.dcm")
     assert [case.full.files[0].parent.name for case in open_collection(tmp_path)] == ["full", "PATIENT_DICOM"]
 
 
@@ -332,12 +335,29 @@ def test_mayo_data_as_people_sort_it(tmp_path, dose):
         check_pair(case)
 
 
+def test_thicknesses_in_folders_of_their_own_are_scans_of_their_own(tmp_path):
+    for more, thickness in ((0, "1mm"), (100, "3mm_D45f")):
+        for dose, value in (("full", 40), ("quarter", 60)):
+            write_series(tmp_path / "L067" / thickness / dose, THREE, value + more)
+            write_series(tmp_path / "P1" / thickness / dose, THREE, value + more)
+    collection = open_collection(tmp_path)
+    assert [(case.patient, case.variant) for case in collection] == [
+        ("L067", "1mm"),
+        ("L067", "3mm_d45f"),
+        ("P1", "1mm"),
+        ("P1", "3mm_D45f"),
+    ]
+    for case, more in zip(collection, (0, 100, 0, 100), strict=True):
+        check_pair(case, 40 + more, 60 + more)
+
+
 def test_a_layout_that_fits_a_part_loses_nothing_of_the_rest(tmp_path):
     for patient in ("L067", "P01", "P02"):
         write_series(tmp_path / patient / "full", THREE, 40)
         write_series(tmp_path / patient / "quarter", THREE, 60)
     write_series(tmp_path / "C001/study/1.000000-Full dose images-1", THREE, 40)
     write_series(tmp_path / "C001/study/1.000000-Full Dose Projections-2", THREE, 99)  # known to be no image
+    write_series(tmp_path / "L067/full_DICOM-CT-PD", THREE, 99)
     write_series(tmp_path / "L200/low", THREE, 60)  # not one of the challenge's: nothing says how low
     write_volume(tmp_path / "L067" / "more.nii", 0)
     collection = open_collection(tmp_path)

@@ -185,7 +185,7 @@ def collection_cases(
                 pixel_mm=float(full.spacing_mm[-1]),
                 group=f"{thickness} {full.kernel or 'unknown kernel'}",
                 slice="/".join(filter(None, (case.variant, str(names[index])))),
-                slice_mm=math.nan if full.thickness_mm is None else full.thickness_mm,
+                slice_mm=full.thickness_mm or float(full.spacing_mm[0]),
             )
 
 

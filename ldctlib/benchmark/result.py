@@ -1,4 +1,4 @@
-"""The table of a benchmark, and what it depends on: means, intervals, Markdown, HTML, JSON."""
+"""The table of a benchmark, and what it depends on: means, intervals, Markdown, JSON."""
 
 from __future__ import annotations
 
@@ -40,29 +40,16 @@ class BenchmarkResult:
                 own = own.set_index(["patient", "slice"])
                 for metric in [*self.metrics, "seconds"]:
                     values = own[metric].dropna()
+                    mean = float(values.mean()) if len(values) else math.nan
+                    n = len(values), values.index.get_level_values("patient").nunique()
                     paired = own[metric] - base[metric].reindex(own.index)
                     paired = paired[np.isfinite(paired)]
-                    triple = (math.nan,) * 3
+                    interval = (math.nan,) * 3
                     if method != self.baseline and len(paired):
                         patients = paired.index.get_level_values("patient")
-                        triple = paired_bootstrap(paired, patients, level=level, resamples=resamples, seed=seed)
-                    scores.append(
-                        Score(
-                            method,
-                            metric,
-                            float(values.mean()) if len(values) else math.nan,
-                            group,
-                            float(dose),
-                            kind,
-                            str(self.window),
-                            len(values),
-                            values.index.get_level_values("patient").nunique(),
-                            self.baseline,
-                            *triple,
-                            level,
-                            self.provenance.get(metric, ""),
-                        )
-                    )
+                        interval = paired_bootstrap(paired, patients, level=level, resamples=resamples, seed=seed)
+                    of_what = method, metric, mean, group, float(dose), kind, str(self.window), *n, self.baseline
+                    scores.append(Score(*of_what, *interval, level, self.provenance.get(metric, "")))
         return scores
 
     def summary(self, **options):
@@ -115,16 +102,6 @@ class BenchmarkResult:
             parts += [f"**{caption}**", "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)]
         return "\n\n".join([*parts, "\n".join(self._footnotes())]) + "\n"
 
-    def to_html(self, **options) -> str:
-        """The same tables as an HTML fragment."""
-        from html import escape
-
-        tables = [
-            f"<h3>{escape(caption)}</h3>\n{frame.to_html(index=False, border=0)}"
-            for caption, frame in self.frames(**options).items()
-        ]
-        return "\n".join([*tables, *(f"<p>{escape(line)}</p>" for line in self._footnotes())])
-
     def to_json(self, path: str | Path) -> None:
         """Write everything, the summary with intervals included, to a file that appears whole or not at all."""
         content = {
@@ -149,15 +126,8 @@ class BenchmarkResult:
             table = pd.DataFrame(content["rows"])
             for number in [*content["metrics"], "seconds", "dose", "residual_noise"]:
                 table[number] = table[number].astype(float)
-            return cls(
-                table,
-                Window(**content["window"]),
-                content["baseline"],
-                content["metrics"],
-                content["provenance"],
-                content["notes"],
-                content["device"],
-            )
+            rest = (content[key] for key in ("baseline", "metrics", "provenance", "notes", "device"))
+            return cls(table, Window(**content["window"]), *rest)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ParameterError(f"{path} is not a benchmark result ({type(error).__name__}: {error})") from error
 

@@ -191,21 +191,11 @@ def is_dicom(file: Path) -> bool:
         raise ScanError(f"{file} cannot be opened: {error}") from error
 
 
-_LISTED = [
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "SeriesDescription",
-    "PatientID",
-    "Rows",
-    "Columns",
-    "ImageType",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    0x70291010,  # detector rows of DICOM-CT-PD
-]
+_LISTED = """
+    SOPClassUID SeriesInstanceUID Modality SeriesDescription PatientID Rows Columns ImageType ImageOrientationPatient
+    PixelSpacing SamplesPerPixel PhotometricInterpretation
+""".split()
+_DETECTOR_ROWS = 0x70291010  # of DICOM-CT-PD
 
 
 def _read(file: Path, *, pixels: bool) -> Any:
@@ -213,7 +203,7 @@ def _read(file: Path, *, pixels: bool) -> Any:
 
     if pixels:
         return dcmread(file)
-    return dcmread(file, stop_before_pixels=True, specific_tags=_LISTED)
+    return dcmread(file, stop_before_pixels=True, specific_tags=[*_LISTED, _DETECTOR_ROWS])
 
 
 def _group(header: Any) -> tuple:
@@ -240,7 +230,7 @@ def _unreadable(header: Any) -> str | None:
         name = getattr(sop_class, "name", "") or "a file without SOP class"
         hint = " of one frame a file: convert it to that first" if "Enhanced" in name else ""
         return f"{name} ({modality or 'no modality'}), not a CT or MR image{hint}"
-    if 0x70291010 in header:
+    if _DETECTOR_ROWS in header:
         return "raw projections (DICOM-CT-PD), not an image"
     if not header.get("Rows") or not header.get("Columns"):
         return "no image in the file"

@@ -19,21 +19,12 @@ from ldctlib.files import whole_folder
 PADDING_MOVED = -32768
 """Where padding goes when the values need the number that the source used for it."""
 
-STALE = (  # describe the source's pixels, or are thumbnails and signatures of them
-    "SmallestImagePixelValue",
-    "LargestImagePixelValue",
-    "SmallestPixelValueInSeries",
-    "LargestPixelValueInSeries",
-    "IconImageSequence",
-    "DigitalSignaturesSequence",
-    "MACParametersSequence",
-    "DataSetTrailingPadding",
-    "PixelDataProviderURL",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "SeriesDate",
-    "SeriesTime",
-)
+STALE = """
+    SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries
+    IconImageSequence DigitalSignaturesSequence MACParametersSequence DataSetTrailingPadding PixelDataProviderURL
+    ExtendedOffsetTable ExtendedOffsetTableLengths SeriesDate SeriesTime
+""".split()
+"""Elements that describe the source's pixels, or are thumbnails and signatures of them."""
 
 
 def write_derived(

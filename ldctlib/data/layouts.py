@@ -26,7 +26,7 @@ _BESIDE = (
 )
 _LABEL_FOLDER = re.compile(rf"(?:{_BESIDE}[\s_.-]*)*{_LABEL}[\s_.-]*(?:(?:{_LABEL}|{_BESIDE})[\s_.-]*)*", re.IGNORECASE)
 _LABEL_FILE = re.compile(rf"(?:^|[_\- .])(?:{_LABEL}|4d)(?:[_\- .\d]|$)", re.IGNORECASE)
-_PROJECTIONS = re.compile(r"(?:full|low)[ _-]*dose[ _-]*projections", re.IGNORECASE)
+_PROJECTIONS = re.compile(r"(?:full|low)[ _-]*dose[ _-]*projections|dicom[ _-]ct[ _-]pd", re.IGNORECASE)
 
 
 def cases_below(root: Path, layout: str) -> tuple[str, tuple[Case, ...]]:
@@ -94,10 +94,12 @@ def tag_mayo(parts: tuple[str, ...]) -> Tag | None:
     if not (in_name or (folder and in_folder)):
         return None
     patient = (in_name or in_folder)[1].upper()
-    known = [f"{in_name[3]}mm", in_name[4] or ""] if in_name else []
-    said = " ".join([folder.rest if folder else "", (in_folder and in_folder[2]) or ""])
-    known += [word for word in re.split(r"[\s_-]+", said) if not (in_name and word.lower().endswith("mm"))]
-    variant = "_".join(dict.fromkeys(word.lower() for word in known if word))
+    said = [folder.rest if folder else "", (in_folder and in_folder[2]) or ""]
+    if in_name:  # which says the thickness
+        said = [f"{in_name[3]}mm", in_name[4] or "", *(re.sub(r"\d+mm", "", text) for text in said)]
+    else:
+        said += [part for part in folders if SETTINGS.fullmatch(part) and re.search(r"\d|sharp|soft", part)]
+    variant = "_".join(dict.fromkeys(re.split(r"[\s_-]+", " ".join(said).strip(" _-").lower())))
     quarter = in_name is not None or folder.quarter or patient in MAYO_PATIENTS
     is_full = in_name[2].upper() == "FD" if in_name else folder.is_full
     return Tag(patient, is_full, 0.25 if quarter else None, "abdomen" if quarter else None, variant)
@@ -121,14 +123,7 @@ def cases_from_tags(
             known[key] = found
         groups.setdefault(key, {}).setdefault(found.is_full, []).append(file)
     cases = [
-        Case(
-            patient=key[0],
-            full=_source(pair.get(True)),
-            low=_source(pair.get(False)),
-            dose=known[key].dose,
-            anatomy=known[key].anatomy,
-            variant=key[1],
-        )
+        Case(key[0], _source(pair.get(True)), _source(pair.get(False)), known[key].dose, known[key].anatomy, key[1])
         for key, pair in groups.items()
     ]
     return tuple(cases), rest

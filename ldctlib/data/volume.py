@@ -18,16 +18,10 @@ GAP = 0.1
 SAME_POSITION_MM = 0.1
 """Slices that are nearer to each other than this lie at one place."""
 
-PHASES = (
-    "AcquisitionNumber",
-    "EchoTime",
-    "EchoNumbers",
-    "TriggerTime",
-    "TemporalPositionIdentifier",
-    "DiffusionBValue",
-    "AcquisitionTime",
-    "ContentTime",
-)
+PHASES = """
+    AcquisitionNumber EchoTime EchoNumbers TriggerTime TemporalPositionIdentifier DiffusionBValue AcquisitionTime
+    ContentTime
+""".split()
 """What may differ between two images at the same place, most telling first."""
 
 
