@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes import diffusion, man, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
-from ldctlib.training import TrainLog, train
+from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
 
 RECIPES: dict[str, Mapping[str, Recipe]] = {
@@ -118,8 +118,7 @@ class Source:
 # ---------------------------------------------------------------- stages
 
 
-@dataclass(frozen=True)
-class StageRun:
+class StageRun(NamedTuple):
     """One stage of a run: where it starts from and what it writes."""
 
     stage: Stage
@@ -152,29 +151,27 @@ def run(
     ``dry_run`` takes two steps of every stage on small patches with a narrow network: does it start on this machine,
     with this data? Its results lie apart, in ``out/dry-run``.
     """
-    chosen, source, out = recipe(name, profile), Source.open(data), Path(out)
-    chosen = replace(chosen, stages=tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages))
-    chosen = replace(chosen, output=source.output or chosen.output)
+    source, out, chosen = Source.open(data), Path(out), recipe(name, profile)
+    stages = tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages)
+    chosen = replace(chosen, stages=stages, output=source.output or chosen.output)
     folders = (out,)  # of checkpoints that others need
     if dry_run:
-        chosen, profile = dry(chosen, narrow=init_from is None), f"{profile} (dry run)"
-        out = out / "dry-run"
+        chosen, profile, out = dry(chosen, narrow=init_from is None), f"{profile} (dry run)", out / "dry-run"
         folders = (out, *folders)
     start, log = perf_counter(), None
     for part in plan(name, chosen, out, init_from=init_from, only=stage, keep_states=not dry_run):
         left = None if max_seconds is None else max_seconds - (perf_counter() - start)
         if log is not None and left is not None and left <= 0:
             return  # every call does a step at least
-        options = dict(max_seconds=left, device=device, workers=workers, progress=progress)
-        for log in run_stage(name, profile, chosen, part, source, folders, **options):
+        config = replace(part.stage.train, device=device, num_workers=workers)
+        options = dict(max_seconds=left, progress=progress)
+        for log in run_stage(name, profile, chosen, part, source, folders, config, **options):
             yield part.stage.name, log
         if not log.finished:
             return
 
 
-def plan(
-    name: str, chosen: Recipe, out: Path, *, init_from=None, only: str | None = None, keep_states: bool = True
-) -> Iterator[StageRun]:
+def plan(name: str, chosen: Recipe, out: Path, *, init_from=None, only=None, keep_states=True) -> Iterator[StageRun]:
     """The stages to run, each made when its turn comes: it starts from what the one before has written."""
     names = [s.name for s in chosen.stages]
     if only is not None and only not in names:
@@ -196,21 +193,10 @@ def plan(
 
 
 def run_stage(
-    name: str,
-    profile: str,
-    chosen: Recipe,
-    part: StageRun,
-    source: Source,
-    folders: tuple[Path, ...],
-    *,
-    max_seconds: float | None,
-    device: str,
-    workers: int,
-    progress: bool,
+    name: str, profile: str, chosen: Recipe, part: StageRun, source: Source, folders, config: TrainConfig, **options
 ) -> Iterator[TrainLog]:
-    """Train one stage and write its checkpoint; yields the training logs."""
+    """Train one stage and write its checkpoint; yields the training logs. ``options`` go to the training loop."""
     stage = part.stage
-    config = replace(stage.train, device=device, num_workers=workers)
     needed = {other: checkpoints.load(checkpoints.find(other, folders=folders)) for other in chosen.needs(stage)}
     uses = {other: c.sha256 for other, c in needed.items()}
     if part.index > 0 and uses:
@@ -219,34 +205,14 @@ def run_stage(
     started = _start(chosen.networks, networks, folders) if part.init_from is None else {}
     context = Context(chosen, stage, networks, needed, make_accelerator(config).device)
     identity = dict(recipe=name, profile=profile, stage=stage.name, networks=started, uses=uses, **source.described)
-    samples = stage.data.open(source.collection)
-    log = None
-    for log in train(
-        networks if len(networks) > 1 else context.network,
-        chosen.updates(context),
-        samples,
-        config,
-        state_path=part.state,
-        init_from=part.init_from,
-        identity=identity,
-        max_seconds=max_seconds,
-        progress=progress,
-    ):
+    files = dict(state_path=part.state, init_from=part.init_from, identity=identity)
+    samples, trained = stage.data.open(source.collection), networks if len(networks) > 1 else context.network
+    for log in train(trained, chosen.updates(context), samples, config, **files, **options):
         yield log
     if first_process():
-        finished = chosen.finish(log.ema_model(), chosen, samples) if chosen.finish else {}
-        save(
-            part.target,
-            log.ema_state_dict(),
-            name,
-            chosen,
-            profile,
-            config=finished,
-            uses=uses,
-            index=part.index,
-            steps=log.step,
-            described=source.described,
-        )
+        config = chosen.finish(log.ema_model(), chosen, samples) if chosen.finish else {}
+        done = dict(config=config, uses=uses, index=part.index, steps=log.step, described=source.described)
+        save(part.target, log.ema_state_dict(), name, chosen, profile, **done)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the next stage starts from this file
 
