@@ -310,6 +310,21 @@ def test_every_exercise_takes_its_right_answer_and_refuses_the_plausible_wrong_o
         assert check(name, ...).state == "open"
 
 
+def test_a_slope_is_accepted_in_every_right_form_and_each_mistake_has_its_own_hint():
+    def with_intercept(removed, detail, mask):
+        return np.polyfit(detail[mask].numpy(), removed[mask].numpy(), 1)[0]
+
+    def everywhere(removed, detail, mask):
+        return (removed * detail).sum() / detail.square().sum()
+
+    def correlation(removed, detail, mask):
+        return np.corrcoef(detail[mask].numpy(), removed[mask].numpy())[0, 1]
+
+    assert check("07.slope", with_intercept).state == "right"
+    assert "over the mask only" in check("07.slope", everywhere).message
+    assert "a correlation does" in check("07.slope", correlation).message
+
+
 # -- the page -------------------------------------------------------------------------------------------
 
 

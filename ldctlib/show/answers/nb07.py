@@ -10,18 +10,20 @@ import torch
 from ldctlib.show.exercises import Exercise, number
 
 
-def _is_slope(slope: Any) -> bool:
+def _probe(answer: Any, share: float, noise_hu: float = 50.0, outside_hu: float = 500.0) -> float:
+    """What a slope function says of ``share`` of the detail in noise that has none of it, nor a mean, in the mask."""
     generator = torch.Generator().manual_seed(7)
     detail, noise = torch.randn(2, 1, 1, 64, 64, generator=generator, dtype=torch.float64)
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., 8:40, 20:60] = True
-    detail = 30 * detail
-    noise = 50 * noise
-    noise = noise - detail * (noise * detail)[mask].sum() / detail[mask].square().sum()  # none of the detail in it
-    return all(
-        abs(float(slope(share * detail + noise + 500 * ~mask, detail, mask)) - share) < 1e-6
-        for share in (0.3, 0.0, -0.1)
-    )
+    detail = 30 * (detail - detail[mask].mean())
+    noise = noise - noise[mask].mean()
+    noise = noise_hu * mask * (noise - detail * (noise * detail)[mask].sum() / detail[mask].square().sum())
+    return float(answer(share * detail + noise + outside_hu * ~mask, detail, mask))
+
+
+def _is_slope(answer: Any) -> bool:
+    return all(abs(_probe(answer, share) - share) < 1e-6 for share in (0.3, 0.0, -0.1))
 
 
 def _slope(removed, detail, mask):
@@ -32,17 +34,10 @@ def _correlation(removed, detail, mask):
     return torch.corrcoef(torch.stack([removed[mask], detail[mask]]))[0, 1]
 
 
-def _probe(answer: Any, share: float, noise_hu: float) -> float:
-    """What a slope function says of ``share`` of the detail in noise of a strength, everywhere in the mask."""
-    generator = torch.Generator().manual_seed(3)
-    detail, noise = torch.randn(2, 1, 1, 64, 64, generator=generator, dtype=torch.float64)
-    return float(answer(share * 30 * detail + noise_hu * noise, 30 * detail, torch.ones(1, 1, 64, 64).bool()))
-
-
 EXERCISES = [
     Exercise(
         name="07.perfect",
-        prompt="Use equation (3) at k = 1 and at k = 0: what is the ratio of the squared errors, in dB?",
+        prompt="How many dB does the noise-free anatomy gain over the low-dose image, against the full dose?",
         accept=number(10 * math.log10(3), within=0.01),
         right=4.77,
         wrong=6.02,
@@ -52,7 +47,7 @@ EXERCISES = [
         hints=(
             (
                 number(6.02, within=0.02),
-                "6.0 dB = 10 log10 R is the gain of the best answer, which keeps a quarter of the noise.",
+                "6.0 dB = 10 log10 R is the gain of the best answer, which leaves a quarter of the noise.",
             ),
             (number(9.54, within=0.02), "Decibels of a squared error have the factor 10, not 20."),
             (lambda a: float(a) == math.inf, "Infinite it is against the truth. Here the reference has noise."),
@@ -69,33 +64,30 @@ EXERCISES = [
         hint="Least squares of removed = slope · detail: multiply both sides by detail, and sum over the mask.",
         hints=(
             (
-                lambda f: abs(_probe(f, 0.3, 50.0) - _probe(f, 0.3, 500.0)) > 0.12,
+                lambda f: abs(_probe(f, 0.3, 50.0, 0.0) - _probe(f, 0.3, 500.0, 0.0)) > 0.12,
                 "Your number falls when more noise is removed, as a correlation does. Divide by Σ detail² alone.",
             ),
             (
-                lambda f: abs(_probe(f, 0.3, 0.0) - 0.3) < 1e-6,
-                "Right where the mask is everything. Sum over the mask only.",
+                lambda f: abs(_probe(f, 0.3, 0.0, 0.0) - 0.3) < 1e-6,
+                "Right where nothing else is in the image. Sum over the mask only.",
             ),
         ),
     ),
     Exercise(
         name="07.patients",
-        prompt="The standard error of a mean of n patients is 0.3 dB / √n. For which n is 1.96 of them 0.1 dB?",
+        prompt="How many patients are needed? A number.",
         accept=lambda answer: 33 <= float(answer) <= 40,
         right=35,
         wrong=2,
         because="(1.96 · 0.3 / 0.1)² = 35 patients (37 with Student's t). More slices of a patient make that patient's "
         "own mean surer; how patients differ they do not tell.",
-        hint="n counts patients: 1.96 · 0.3 / √n = 0.1.",
+        hint="The standard error of a mean of n patients is 0.3 dB / √n; a 95 % interval is 1.96 of them to each side.",
         hints=(
             (
                 lambda a: 1 <= float(a) <= 3,
                 "That would be 35 slices. Slices of one patient are not independent: n counts patients.",
             ),
-            (
-                lambda a: 8 <= float(a) <= 10,
-                "That makes one standard error 0.1 dB; a 95 % interval is 1.96 of them to each side.",
-            ),
+            (lambda a: 8 <= float(a) <= 10, "That makes one standard error 0.1 dB; a 95 % interval is wider."),
             (lambda a: 600 <= float(a) <= 800, "700 slices, that is. How many patients?"),
         ),
     ),

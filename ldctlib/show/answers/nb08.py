@@ -30,18 +30,18 @@ def _to_hu_too_late(stored, slope, intercept, padding):
 EXERCISES = [
     Exercise(
         name="08.floor",
-        prompt="Use equation (3): what are sigma_0 and R?",
-        accept=number(20 * 0.75**0.5, within=0.01),
+        prompt="The lowest RMSE against your own scan that anybody can reach, in HU.",
+        accept=number(20 * 0.75**0.5, within=0.03),
         right=17.32,
         wrong=20.0,
         because="20 √(1 − 1/4) = 17.3 HU. The noise-free anatomy itself would be charged 20 HU: your scan's own "
-        "noise. Blending a quarter of the noise back in guesses part of it.",
+        "noise. Leaving a quarter of the salted scan's noise estimates part of it.",
         hint="The noise doubles, so its variance ratio R is 4. Equation (3) then needs only sigma_0 = 20 HU.",
         hints=(
             (
                 number(20.0, within=0.02),
                 "20 HU is what the noise-free anatomy would be charged. One can do better: the salted "
-                "scan still tells something of your scan's own noise.",
+                "scan carries information about your scan's own noise.",
             ),
             (
                 number(34.64, within=0.02),
@@ -68,8 +68,8 @@ EXERCISES = [
     ),
     Exercise(
         name="08.residual_noise",
-        prompt="Noise at a tenth of the dose is √10 times as strong as at full dose: which residual_noise undoes that?",
-        accept=number(0.1**0.5, within=0.03),
+        prompt="The residual_noise that gives a tenth of the dose the noise of a full dose.",
+        accept=number(0.1**0.5, within=0.06),
         right=0.316,
         wrong=0.1,
         because="Noise goes as 1/√dose, so a tenth of the dose has √10 times the noise, and 1/√10 = 0.32 of it is as "
