@@ -245,7 +245,7 @@ def test_latent_scale_makes_unit_variance_and_survives_a_checkpoint(tmp_path):
     assert model.scale(z).std().item() == pytest.approx(1.0, rel=1e-12)
     torch.testing.assert_close(model.unscale(model.scale(z)), z, rtol=1e-14, atol=0)
     trained_on = dict.fromkeys(checkpoints.PROVENANCE, 0)
-    described = dict(config=TINY | {"latent_scale": scale}, units=None, quality={}, trained_on=trained_on)
+    described = dict(config=TINY | {"latent_scale": scale}, hu_range=None, quality={}, trained_on=trained_on)
     path = checkpoints.save(tmp_path / "a.safetensors", model.float(), model="autoencoder", **described)
     again = checkpoints.build(path)
     assert again.latent_scale == scale  # exact, though the weights are stored in half precision

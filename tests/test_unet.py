@@ -446,7 +446,7 @@ def test_checkpoint_round_trip(tmp_path):
         tmp_path / "u.safetensors",
         model,
         model="unet",
-        units=None,
+        hu_range=None,
         quality={},
         trained_on=trained_on,
         config=TINY | dict(context_dim=8, context_channels=3),
