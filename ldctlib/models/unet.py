@@ -44,7 +44,7 @@ GUIDED_DIFFUSION_256 = dict(
 """guided-diffusion's unconditional 256x256 model."""
 
 
-class Stage(nn.Sequential):
+class TimestepSequential(nn.Sequential):
     """Layers in a row, each given what it takes besides the map."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Context | None) -> Tensor:
@@ -149,23 +149,29 @@ class UNet(nn.Module):
 
         widths = [model_channels * m for m in channel_mult]
         c = widths[0]
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels + concat_channels, c, 3, padding=1))])
+        self.input_blocks = nn.ModuleList(
+            [TimestepSequential(nn.Conv2d(in_channels + concat_channels, c, 3, padding=1))]
+        )
         skips = [c]
         for level, (factor, width) in enumerate(zip(levels, widths, strict=True)):
             for _ in range(num_res_blocks):
-                self.input_blocks.append(Stage(res(c, width), *([attend(width)] if factor in attention_at else [])))
+                self.input_blocks.append(
+                    TimestepSequential(res(c, width), *([attend(width)] if factor in attention_at else []))
+                )
                 c = width
                 skips.append(c)
             if level < len(widths) - 1:
-                self.input_blocks.append(Stage(res(c, c, "down") if resblock_updown else Downsample(c)))
+                self.input_blocks.append(TimestepSequential(res(c, c, "down") if resblock_updown else Downsample(c)))
                 skips.append(c)
 
-        self.middle_block = Stage(res(c, c), attend(c), res(c, c))
+        self.middle_block = TimestepSequential(res(c, c), attend(c), res(c, c))
 
         self.output_blocks = nn.ModuleList()
         for level, (factor, width) in reversed(list(enumerate(zip(levels, widths, strict=True)))):
             for i in range(num_res_blocks + 1):
-                stage = Stage(res(c + skips.pop(), width), *([attend(width)] if factor in attention_at else []))
+                stage = TimestepSequential(
+                    res(c + skips.pop(), width), *([attend(width)] if factor in attention_at else [])
+                )
                 c = width
                 if level and i == num_res_blocks:
                     stage.append(res(c, c, "up") if resblock_updown else Upsample(c))
@@ -207,7 +213,7 @@ class UNet(nn.Module):
             h = self._run(stage, torch.cat([h, skip], dim=1), emb, context)
         return self.out(h)
 
-    def _run(self, stage: Stage, h: Tensor, emb: Tensor, context: Context | None) -> Tensor:
+    def _run(self, stage: TimestepSequential, h: Tensor, emb: Tensor, context: Context | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(stage, h, emb, context, use_reentrant=False)
         return stage(h, emb, context)
