@@ -128,7 +128,10 @@ def test_blending_gives_back_a_share_and_keeps_the_mean(noisy):
     torch.testing.assert_close(methods.blend(ldct, denoised), denoised, rtol=0, atol=1e-3)
     for name, share in STRENGTHS.items():
         loaded = methods.load("nafnet", residual_noise=name)
-        assert loaded.residual_noise == share and loaded.blends and not loaded.oracle and loaded.scale == "HU"
+        assert loaded.residual_noise == share and not loaded.blends  # what was asked for is all there is
+    loaded = methods.load("nafnet")
+    assert loaded.residual_noise == 0 and loaded.blends and not loaded.oracle and loaded.scale == "HU"
+    assert not methods.load("gaussian").blends and methods.load("round_trip_full").oracle
 
 
 @pytest.mark.parametrize(("name", "every"), [("nafnet", 1), ("man_fast", 7), ("man", 7)])
