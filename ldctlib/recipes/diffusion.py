@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldctlib.data.patches import PatchConfig
 from ldctlib.pipelines import PipelineSpec
-from ldctlib.recipes.recipe import SMALL_BANKS, Context, Network, Recipe, Stage
+from ldctlib.recipes.recipe import PAPER_DATA, PAPER_TRAIN, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 from ldctlib.units import Range
 
@@ -31,98 +31,43 @@ steps, where only the condition informs."""
 DDPM_RANGE = Range(-360.0, 440.0)
 """Soft tissue fills the model's [-1, 1], so that the noise schedule's middle is where tissues differ."""
 
+UNET: dict[str, Any] = dict(in_channels=1, concat_channels=1)
 PIXEL_UNET = Network(
     "unet",
-    dict(
-        in_channels=1,
-        model_channels=32,
-        channel_mult=[1, 2, 2, 1],
-        num_res_blocks=1,
-        attention_at=[],
-        num_head_channels=32,
-        concat_channels=1,
-        norm_groups=8,
-    ),
+    UNET
+    | dict(model_channels=32, channel_mult=[1, 2, 2, 1], num_res_blocks=1, norm_groups=8)
+    | dict(attention_at=[], num_head_channels=32),
 )
 """Base width and depth of the latent U-Net; attention in the middle only, which 512 x 512 pixels can bear."""
 PAPER_PIXEL_UNET = Network(
-    "unet",
-    dict(
-        in_channels=1,
-        model_channels=128,
-        channel_mult=[1, 1, 2, 2, 4, 4],
-        num_res_blocks=2,
-        attention_at=[32],
-        concat_channels=1,
-    ),
+    "unet", UNET | dict(model_channels=128, channel_mult=[1, 1, 2, 2, 4, 4], num_res_blocks=2, attention_at=[32])
 )
 PIXEL_TRAIN: dict[str, Any] = dict(lr=1e-3, betas=(0.9, 0.99), clip_norm=1.0, precision="auto", seed=5)
 PIXELS: dict[str, Any] = dict(patch=64, photograph_share=0.25)
 CONCATENATED = {"concat": ["ldct"]}
 COMMON: dict[str, Any] = dict(updates=updates, hu_range=DDPM_RANGE, paper="Ho et al. 2020; Saharia et al. 2021 (SR3)")
 
+
+def pixel_recipe(steps: tuple[int, int], warmup: int, batch_size: int, banks=None, **train) -> Recipe:
+    """Steps of the stages "stable" and "decay", and warm-up steps of the first."""
+    train |= PIXEL_TRAIN | dict(batch_size=batch_size)
+    banks = PIXELS | (banks or {})
+    stable = TrainConfig(steps=steps[0], warmup_steps=warmup, schedule="constant", **train)
+    stages = (
+        Stage("stable", stable, PatchConfig(seed=205, **banks)),
+        Stage("decay", TrainConfig(steps=steps[1], **train), PatchConfig(seed=1205, **banks)),
+    )
+    pipeline = PipelineSpec(RESIDUAL_TO_INPUT, conditions=CONCATENATED)
+    return Recipe({"unet": PIXEL_UNET}, stages, pipeline=pipeline, **COMMON)
+
+
+PAPER_STAGE = Stage(
+    "whole", TrainConfig(steps=500_000, lr=2e-5, seed=5, **PAPER_TRAIN), PatchConfig(seed=205, **PAPER_DATA)
+)
+PAPER_PIPELINE = PipelineSpec(dict(schedule="linear", T=1000, prediction="eps"), conditions=CONCATENATED)
+
 DDPM = {
-    "workshop": Recipe(
-        {"unet": PIXEL_UNET},
-        (
-            Stage(
-                "stable",
-                TrainConfig(steps=40, batch_size=4, warmup_steps=10, schedule="constant", log_every=10, **PIXEL_TRAIN),
-                PatchConfig(seed=205, **PIXELS, **SMALL_BANKS),
-            ),
-            Stage(
-                "decay",
-                TrainConfig(steps=40, batch_size=4, log_every=10, **PIXEL_TRAIN),
-                PatchConfig(seed=1205, **PIXELS, **SMALL_BANKS),
-            ),
-        ),
-        pipeline=PipelineSpec(RESIDUAL_TO_INPUT, conditions=CONCATENATED),
-        **COMMON,
-    ),
-    "train": Recipe(
-        {"unet": PIXEL_UNET},
-        (
-            Stage(
-                "stable",
-                TrainConfig(
-                    steps=2_500,
-                    batch_size=8,
-                    warmup_steps=200,
-                    schedule="constant",
-                    log_every=100,
-                    checkpoint_every=500,
-                    **PIXEL_TRAIN,
-                ),
-                PatchConfig(seed=205, **PIXELS),
-            ),
-            Stage(
-                "decay",
-                TrainConfig(steps=1_500, batch_size=8, log_every=100, checkpoint_every=500, **PIXEL_TRAIN),
-                PatchConfig(seed=1205, **PIXELS),
-            ),
-        ),
-        pipeline=PipelineSpec(RESIDUAL_TO_INPUT, conditions=CONCATENATED),
-        **COMMON,
-    ),
-    "paper": Recipe(
-        {"unet": PAPER_PIXEL_UNET},
-        (
-            Stage(
-                "whole",
-                TrainConfig(
-                    steps=500_000,
-                    batch_size=16,
-                    accumulation=4,
-                    lr=2e-5,
-                    schedule="constant",
-                    precision="auto",
-                    seed=5,
-                    log_every=100,
-                ),
-                PatchConfig(seed=205, patch=512, size=704, photograph_share=0.0),
-            ),
-        ),
-        pipeline=PipelineSpec(dict(schedule="linear", T=1000, prediction="eps"), conditions=CONCATENATED),
-        **COMMON,
-    ),
+    "workshop": pixel_recipe((40, 40), 10, batch_size=4, banks=SMALL_BANKS, log_every=10),
+    "train": pixel_recipe((2_500, 1_500), 200, batch_size=8, log_every=100, checkpoint_every=500),
+    "paper": Recipe({"unet": PAPER_PIXEL_UNET}, (PAPER_STAGE,), pipeline=PAPER_PIPELINE, **COMMON),
 }

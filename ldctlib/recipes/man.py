@@ -19,7 +19,7 @@ from ldctlib.data.patches import PatchConfig
 from ldctlib.losses import AutoencoderLoss, EncoderFeatures, Ramp, vgg16_features
 from ldctlib.pipelines import PipelineSpec
 from ldctlib.recipes.diffusion import RESIDUAL_TO_INPUT, updates
-from ldctlib.recipes.recipe import SMALL_BANKS, Context, Network, Recipe, Stage
+from ldctlib.recipes.recipe import PAPER_DATA, PAPER_TRAIN, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 
 # ---------------------------------------------------------------- autoencoders (section 2.1)
@@ -72,19 +72,8 @@ FULL_DOSE_NOISE_SD_HU = (2.0, 20.0)
 latent of few numbers is better spent on anatomy. On scans, whose noise-free image is unknown, the target is the image
 itself, as in the paper."""
 
-AUTOENCODER = Network(
-    "autoencoder",
-    dict(
-        width=32,
-        channel_mult=[1, 2, 2],
-        latent_channels=24,
-        blocks=1,
-        attention_at=[4],
-        stem=2,
-        shortcut=True,
-        norm_groups=8,
-    ),
-)
+AUTOENCODER_CONFIG: dict[str, Any] = dict(width=32, channel_mult=[1, 2, 2], latent_channels=24, blocks=1)
+AUTOENCODER = Network("autoencoder", AUTOENCODER_CONFIG | dict(attention_at=[4], stem=2, shortcut=True, norm_groups=8))
 """f = 8 with 24 channels, 3/8 of the image's numbers: with 16, the finest structures of sharp kernels are lost."""
 PAPER_AUTOENCODER = Network(
     "autoencoder", dict(width=128, channel_mult=[1, 2, 4, 4], latent_channels=4, blocks=2, attention_at=[8])
@@ -107,17 +96,8 @@ def autoencoder_recipe(profile: str, *, seed: int, perceptual: bool) -> Recipe:
             last = PERCEPTUAL | dict(features="vgg16")
         stage = Stage(
             "ramp" if perceptual else "pixels",
-            TrainConfig(
-                steps=100_000,
-                batch_size=16,
-                accumulation=4,
-                lr=1e-4,
-                schedule="constant",
-                precision="auto",
-                seed=seed,
-                log_every=100,
-            ),
-            PatchConfig(seed=100 + seed, patch=512, size=704, **data | dict(photograph_share=0.0)),
+            TrainConfig(steps=100_000, lr=1e-4, seed=seed, **PAPER_TRAIN),
+            PatchConfig(seed=100 + seed, **data | PAPER_DATA),
             last,
             epochs=600,
         )
@@ -189,17 +169,8 @@ def latent_recipe(profile: str, *, autoencoder: str, seed: int, conditioned: boo
     if profile == "paper":  # Eq. 7 as printed: eps, the condition by cross-attention alone
         stage = Stage(
             "whole",
-            TrainConfig(
-                steps=100_000,
-                batch_size=16,
-                accumulation=4,
-                lr=1e-4,
-                schedule="constant",
-                precision="auto",
-                seed=seed,
-                log_every=100,
-            ),
-            PatchConfig(seed=200 + seed, patch=512, size=704, photograph_share=0.0),
+            TrainConfig(steps=100_000, lr=1e-4, seed=seed, **PAPER_TRAIN),
+            PatchConfig(seed=200 + seed, **PAPER_DATA),
             epochs=600,
         )
         process = dict(schedule="cosine", T=1000, prediction="eps")

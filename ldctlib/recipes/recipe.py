@@ -24,6 +24,10 @@ HU_RANGE = Range(-1000.0, 1000.0)
 SMALL_BANKS: dict[str, Any] = dict(size=256, n_slices=16, n_photographs=16, n_noises=12)
 """Banks of a live training in a workshop: drawn in seconds."""
 
+PAPER_TRAIN: dict[str, Any] = dict(batch_size=16, accumulation=4, schedule="constant", precision="auto", log_every=100)
+PAPER_DATA: dict[str, Any] = dict(patch=512, size=704, photograph_share=0.0)
+"""MAN's section 3.2: batches of 16 whole slices at a constant rate."""
+
 
 @dataclass(frozen=True)
 class Network:
