@@ -92,7 +92,7 @@ def _expansion(mean, f, z):
     """A real number whose whole part is the quantile: Cornish and Fisher's expansion (Hill & Davis 1968) to 1 / sd^3.
 
     The cumulants are N's less those of a uniform number in a unit interval, which corrects for the steps of a
-    discrete distribution; with f = 0 it is Giles's for Poisson (2016, Eq. 1.5 ff.), an order further.
+    discrete distribution; with f = 0 it is Giles's for Poisson (2016), an order further.
     """
     sd, skew, t = (mean * (1 - f)).sqrt(), 1 - 2 * f, z * z
     g, r, c = skew**2, 1 / sd, skew * (9 - skew**2) / 6480
