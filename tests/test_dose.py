@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldctlib.ct.counting import binomial, standard_normal
 from ldctlib.ct.dose import (
     LOG_POLICIES,
     Scanner,
@@ -21,7 +22,6 @@ from ldctlib.ct.dose import (
     noise_only,
     photon_counts,
     scan,
-    thin,
 )
 from ldctlib.ct.geometry import FanGeometry, ParallelGeometry
 from ldctlib.ct.nps import nps
@@ -58,7 +58,7 @@ def test_thinned_counts_are_binomial_and_their_marginal_poisson():
 
     n = 200_000
     full = photon_counts(torch.zeros(n), torch.full((n,), 12.0), generator=seeded())
-    low = thin(full, 0.25, generator=seeded(1))
+    low = binomial(full, 0.25, standard_normal(full, seeded(1)))
     values = np.arange(9)
     marginal = np.bincount(low.int().numpy(), minlength=9)[:9]
     assert chi_square_p(marginal, n * poisson.pmf(values, 3.0)) > 1e-3

@@ -6,6 +6,7 @@ Per ray, with line integral p, incident photons N0 (full dose) and dose fraction
     Var(p_hat) ~= (d N0 exp(-p) + electronic_sd^2) / (d N0 exp(-p))^2.
 
 N0 = photons * bowtie(ray) * modulation(view). ``electronic_sd`` is a standard deviation in detected quanta.
+A ``kernel`` is the name of one or a :class:`~ldctlib.ct.kernels.Kernel`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from ldctlib.ct.counting import binomial, poisson, standard_normal
 from ldctlib.ct.geometry import FanGeometry, Geometry
-from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.projector import Projector, projector
 from ldctlib.errors import ParameterError
 from ldctlib.units import MU_WATER_PER_MM, delta_mu_to_hu, hu_to_mu, mu_to_hu
@@ -51,16 +52,14 @@ class Scanner:
         if self.bowtie_radius_mm is not None and not self.bowtie_radius_mm > 0:
             raise ParameterError(f"bowtie_radius_mm must be positive or None, got {self.bowtie_radius_mm}")
 
-    def incident(self, geometry: Geometry, sinogram: torch.Tensor) -> torch.Tensor:
+    def incident(self, geometry: Geometry, sinogram: Tensor) -> Tensor:
         """N0 at full dose for every ray, of the sinogram's shape (B, 1, views, bins)."""
         n0 = torch.full_like(sinogram, self.photons)
         if self.bowtie_radius_mm is not None:
             index = torch.arange(geometry.n_bins, device=sinogram.device) - (geometry.n_bins - 1) / 2
             index = index + geometry.offset_bins
-            if isinstance(geometry, FanGeometry):
-                s = geometry.source_to_iso_mm * torch.sin(index * geometry.bin_rad)
-            else:
-                s = index * geometry.bin_mm
+            fan = isinstance(geometry, FanGeometry)
+            s = geometry.source_to_iso_mm * torch.sin(index * geometry.bin_rad) if fan else index * geometry.bin_mm
             radius = self.bowtie_radius_mm
             filled = 2 * (radius - torch.sqrt((radius**2 - s**2).clamp(min=0)))
             n0 = n0 * torch.exp(-MU_WATER_PER_MM * filled).clamp(min=0.02)
@@ -76,22 +75,14 @@ def _check_dose(dose: float) -> None:
         raise ParameterError(f"dose is a fraction of full dose in (0, 1], got {dose}")
 
 
-def photon_counts(line_integrals, incident, dose: float = 1.0, *, generator=None) -> torch.Tensor:
+def photon_counts(line_integrals, incident, dose: float = 1.0, *, generator=None) -> Tensor:
     """Detected quanta of one scan, Poisson(dose * incident * exp(-p)), before electronic noise; float64."""
     _check_dose(dose)
     mean = dose * incident * torch.exp(-line_integrals)
     return poisson(mean, standard_normal(mean, generator))
 
 
-def thin(counts: torch.Tensor, fraction: float, *, generator=None) -> torch.Tensor:
-    """A lower dose out of the same photons: Binomial(counts, fraction); float64.
-
-    Thinned Poisson counts are Poisson again, so nested doses share their noise as insertion into one scan does.
-    """
-    return binomial(counts, fraction, standard_normal(counts, generator))
-
-
-def line_integrals(counts, incident, dose: float = 1.0, *, policy: str = "clip") -> torch.Tensor:
+def line_integrals(counts, incident, dose: float = 1.0, *, policy: str = "clip") -> Tensor:
     """-log(counts / (dose * incident)) in ``incident``'s type, with a named policy where the logarithm fails.
 
     "clip": counts below 1/2 become 1/2 (below about 2 counts the estimate's bias turns negative: thick rays read thin).
@@ -113,26 +104,20 @@ def line_integrals(counts, incident, dose: float = 1.0, *, policy: str = "clip")
 
 
 def acquire(
-    line_integrals_true,
-    scanner: Scanner,
-    geometry: Geometry,
-    doses=(1.0,),
-    *,
-    common_random_numbers: bool = False,
-    generator=None,
-) -> list[torch.Tensor]:
+    true_p, scanner: Scanner, geometry: Geometry, doses=(1.0,), *, common_random_numbers=False, generator=None
+) -> list[Tensor]:
     """Noisy line integrals at several doses: a list like ``doses``.
 
-    doses : by default falling, and nested: out of one stream of photons, each dose thins the one before. The
-        electronic noise of each reading is its own.
+    doses : by default falling, and nested: out of one stream of photons, each dose thins the one before (thinned
+        Poisson counts are Poisson again). The electronic noise of each reading is its own.
     common_random_numbers : every dose, in any order, is a scan by itself, made of the same random numbers, so that the
         same noise is seen to grow as the dose falls.
     """
     doses = list(doses)
     if not common_random_numbers and doses != sorted(doses, reverse=True):
         raise ParameterError(f"nested doses must fall, got {doses}")
-    incident = scanner.incident(geometry, line_integrals_true)
-    mean, out = incident * torch.exp(-line_integrals_true), []
+    incident = scanner.incident(geometry, true_p)
+    mean, out = incident * torch.exp(-true_p), []
     for i, dose in enumerate(doses):
         _check_dose(dose)
         if i == 0 or not common_random_numbers:
@@ -141,45 +126,26 @@ def acquire(
             counts = poisson(dose * mean, normal)
         else:
             counts = binomial(counts, dose / doses[i - 1], normal)
-        out.append(
-            line_integrals(counts + scanner.electronic_sd * electronic, incident, dose, policy=scanner.low_counts)
-        )
+        readings = counts + scanner.electronic_sd * electronic
+        out.append(line_integrals(readings, incident, dose, policy=scanner.low_counts))
     return out
 
 
-def scan(
-    image_hu,
-    geometry: Geometry,
-    scanner: Scanner,
-    doses=(1.0,),
-    *,
-    kernel: str | Kernel = "B30f",
-    common_random_numbers: bool = False,
-    generator=None,
-) -> list[torch.Tensor]:
-    """Scan an object (:func:`acquire`) and reconstruct it at each dose: a list of (B, 1, N, N) HU images.
+def scan(image_hu, geometry: Geometry, scanner: Scanner, doses=(1.0,), *, kernel="B30f", **options) -> list[Tensor]:
+    """Scan an object (:func:`acquire`, which takes the options) and reconstruct it at each dose: (B, 1, N, N) HU each.
 
     ``image_hu`` may be on a finer grid of the same field of view than ``geometry``'s image: projecting from a finer
     grid than the one reconstructed avoids the inverse crime.
     """
     project, reconstruct = projectors(image_hu, geometry)
-    p = project.A(hu_to_mu(image_hu))
-    noisy = acquire(p, scanner, geometry, doses, common_random_numbers=common_random_numbers, generator=generator)
+    noisy = acquire(project.A(hu_to_mu(image_hu)), scanner, geometry, doses, **options)
     return [mu_to_hu(reconstruct.fbp(q, kernel)) for q in noisy]
 
 
-def noise_only(
-    line_integrals_true,
-    geometry: Geometry,
-    scanner: Scanner,
-    dose: float = 1.0,
-    *,
-    kernel: str | Kernel = "B30f",
-    generator=None,
-) -> torch.Tensor:
+def noise_only(true_p, geometry: Geometry, scanner: Scanner, dose=1.0, *, kernel="B30f", generator=None) -> Tensor:
     """The noise of a scan without its object, (B, 1, N, N) HU: noisy minus true line integrals, reconstructed."""
-    (noisy,) = acquire(line_integrals_true, scanner, geometry, (dose,), generator=generator)
-    noise = noisy - line_integrals_true
+    (noisy,) = acquire(true_p, scanner, geometry, (dose,), generator=generator)
+    noise = noisy - true_p
     return delta_mu_to_hu(projector(geometry, noise.device).fbp(noise, kernel))
 
 
@@ -189,7 +155,7 @@ def projectors(image_hu, geometry: Geometry) -> tuple[Projector, Projector]:
     return projector(geometry.on_grid(image_hu.shape[-1]), device), projector(geometry, device)
 
 
-def added_variance(p, incident, dose: float, electronic_sd: float) -> torch.Tensor:
+def added_variance(p, incident, dose: float, electronic_sd: float) -> Tensor:
     """Variance that turns a full-dose line integral into one at ``dose`` (Yu et al. 2012, Eq. 8):
 
     (1-a)/a * exp(p)/N0 * [1 + (1+a)/a * electronic_sd^2 * exp(p)/N0].
@@ -199,15 +165,15 @@ def added_variance(p, incident, dose: float, electronic_sd: float) -> torch.Tens
     return (1 - dose) / dose * inverse * (1 + (1 + dose) / dose * electronic_sd**2 * inverse)
 
 
-def insert_projection(full_p, geometry: Geometry, scanner: Scanner, dose: float, *, generator=None) -> torch.Tensor:
+def insert_projection(full_p, geometry: Geometry, scanner: Scanner, dose: float, *, generator=None) -> Tensor:
     """Low-dose line integrals from full-dose ones, noise inserted in the projections (Yu et al. 2012)."""
     variance = added_variance(full_p, scanner.incident(geometry, full_p), dose, scanner.electronic_sd)
     return full_p + standard_normal(full_p, generator) * variance.sqrt()
 
 
 def insert_noise_image(
-    full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, kernel: str | Kernel = "B30f", generator=None
-) -> torch.Tensor:
+    full_hu, geometry: Geometry, scanner: Scanner, dose: float, *, kernel="B30f", generator=None
+) -> Tensor:
     """A low-dose image from a full-dose *image*: reproject it for the variance, reconstruct only the noise, add.
 
     The image itself never goes through FBP, so it keeps its sharpness and its own noise.
@@ -218,9 +184,7 @@ def insert_noise_image(
     return full_hu + delta_mu_to_hu(reconstruct.fbp(noise, kernel))
 
 
-def noise_map(
-    image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0, *, kernel: str | Kernel = "B30f"
-) -> torch.Tensor:
+def noise_map(image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0, *, kernel="B30f") -> Tensor:
     """Standard deviation in HU at every pixel, (B, 1, N, N): the projection variances through FBP.
 
     FBP is linear and the rays are independent, so the variance is backprojected with the squared filter
@@ -234,13 +198,7 @@ def noise_map(
 
 
 def calibrate(
-    image_hu,
-    geometry: Geometry,
-    scanner: Scanner,
-    target_sd_hu: float,
-    *,
-    kernel: str | Kernel = "B30f",
-    radius_mm: float = 40.0,
+    image_hu, geometry: Geometry, scanner: Scanner, target_sd_hu: float, *, kernel="B30f", radius_mm=40.0
 ) -> Scanner:
     """The scanner with ``photons`` set so that the full-dose noise near the axis is ``target_sd_hu``.
 
@@ -260,21 +218,3 @@ def calibrate(
         if abs(sd / target_sd_hu - 1) < 1e-4:  # after the step: where it ends must not hang on the last digits
             break
     return scanner
-
-
-__all__ = [
-    "Scanner",
-    "photon_counts",
-    "thin",
-    "line_integrals",
-    "acquire",
-    "scan",
-    "noise_only",
-    "added_variance",
-    "insert_projection",
-    "insert_noise_image",
-    "noise_map",
-    "calibrate",
-    "projectors",
-    "LOG_POLICIES",
-]

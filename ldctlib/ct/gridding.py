@@ -9,22 +9,21 @@ the shape parameter).
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import torch
 
+WIDTH, OVERSAMPLING = 5, 1.5
+"""Samples a side that a value is interpolated from, and by how much the image is padded for the FFT."""
 
-def fast_length(n: float, *, even: bool = True) -> int:
-    """The next length whose only prime factors are 2, 3 and 5 (and that is even)."""
-    n = max(2, math.ceil(n))
-    while True:
-        m = n
-        for p in (2, 3, 5):
-            while m % p == 0:
-                m //= p
-        if m == 1 and (n % 2 == 0 or not even):
-            return n
-        n += 1
+
+def fast_length(n: float) -> int:
+    """The next even length whose only prime factors are 2, 3 and 5."""
+    n = 2 * max(1, math.ceil(n / 2))
+    while pow(30, 64, n):  # 0 where n divides 30^64, so has no other prime factor
+        n += 2
+    return n
 
 
 def sparse_csr(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int], device):
@@ -34,16 +33,9 @@ def sparse_csr(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape:
     matrix = coo_matrix((values.ravel(), (rows.ravel(), columns.ravel())), shape=shape).tocsr()
 
     def to_torch(m):
-        return torch.sparse_csr_tensor(
-            torch.from_numpy(m.indptr.astype(np.int32)),
-            torch.from_numpy(m.indices.astype(np.int32)),
-            torch.from_numpy(m.data.astype(np.float32)),
-            size=m.shape,
-            device=device,
-            check_invariants=False,
-        )
-
-    import warnings
+        index = (torch.from_numpy(part.astype(np.int32)) for part in (m.indptr, m.indices))
+        values = torch.from_numpy(m.data.astype(np.float32))
+        return torch.sparse_csr_tensor(*index, values, m.shape, device=device, check_invariants=False)
 
     with warnings.catch_warnings():  # torch calls its CSR layout beta, once a process
         warnings.filterwarnings("ignore", message=".*[Ss]parse.*")
@@ -58,32 +50,15 @@ class Gridder:
     periodic in 1/pixel. Evaluating lines beyond the pixel's Nyquist frequency therefore aliases, as sampling does.
     """
 
-    def __init__(
-        self,
-        size: int,
-        pixel_mm: float,
-        angles_rad,
-        n_frequencies: int,
-        length_mm: float,
-        device,
-        *,
-        width: int = 5,
-        oversampling: float = 1.5,
-    ):
-        self.size, self.device = size, device
-        self.m = m = fast_length(oversampling * size)
-        self.width = width
-        self.beta = math.pi * math.sqrt((width * (1 - 0.5 / (m / size))) ** 2 - 0.8)
+    def __init__(self, size: int, pixel_mm: float, angles_rad, n_frequencies: int, length_mm: float, device):
+        self.size, self.m, w = size, fast_length(OVERSAMPLING * size), WIDTH
+        m, angles = self.m, np.asarray(angles_rad, np.float64)
+        beta = math.pi * math.sqrt((w * (1 - 0.5 / (m / size))) ** 2 - 0.8)
         self.left = m // 2 - size // 2
         n = np.arange(size) - size // 2
-        root = np.sqrt(self.beta**2 - (math.pi * width * n / m) ** 2)
-        taper = (width * np.sinh(root) / root).astype(np.float64)
-        self.deapodise = torch.from_numpy((1 / taper).astype(np.float32)).to(device)
-        self._margin = (width + 1) // 2
-        self._build(pixel_mm, np.asarray(angles_rad, np.float64), n_frequencies, length_mm)
-
-    def _build(self, pixel_mm, angles, n_frequencies, length_mm):
-        m, w, margin, size = self.m, self.width, self._margin, self.size
+        root = np.sqrt(beta**2 - (math.pi * w * n / m) ** 2)
+        self.deapodise = torch.from_numpy((1 / (w * np.sinh(root) / root)).astype(np.float32)).to(device)
+        self._margin = margin = (w + 1) // 2
         k = np.arange(n_frequencies) / length_mm
         kx, ky = k[None] * np.cos(angles)[:, None], k[None] * np.sin(angles)[:, None]
         self.shape = kx.shape
@@ -103,31 +78,29 @@ class Gridder:
             index = first[:, None] + np.arange(w)
             inside = np.clip(1 - (2 * (index - u.ravel()[:, None]) / w) ** 2, 0, None)
             # The padded image's centre sits at index m/2 of the FFT: a sign that alternates.
-            return index, np.i0(self.beta * np.sqrt(inside)) * (1 - 2 * (np.abs(index) % 2))
+            return index, np.i0(beta * np.sqrt(inside)) * (1 - 2 * (np.abs(index) % 2))
 
         ix, vx = taps(ux)
         iy, vy = taps(uy)
         column = (iy[:, :, None] % m) * self.columns + (ix[:, None, :] + margin)
         values = vy[:, :, None] * vx[:, None, :]
         rows = np.broadcast_to(np.arange(ux.size)[:, None, None], column.shape)
-        self.matrix, self.transpose = sparse_csr(
-            rows, column, values.astype(np.float32), (ux.size, m * self.columns), self.device
-        )
-        sign = torch.from_numpy(np.where(flip, -1.0, 1.0).astype(np.float32)).to(self.device)
-        self._sign = sign  # conjugates the lines that were read at -u
-        self.phase = torch.from_numpy(np.exp(1j * phase).astype(np.complex64)).to(self.device)
-        self.in_band = torch.from_numpy(in_band).to(self.device)
+        shape = (ux.size, m * self.columns)
+        self.matrix, self.transpose = sparse_csr(rows, column, values.astype(np.float32), shape, device)
+        # conjugates the lines that were read at -u
+        self._sign = torch.from_numpy(np.where(flip, -1.0, 1.0).astype(np.float32)).to(device)
+        self.phase = torch.from_numpy(np.exp(1j * phase).astype(np.complex64)).to(device)
+        self.in_band = torch.from_numpy(in_band).to(device)
         # (rfft2's half plane holds each interior column once where the full plane holds it twice.)
-        twice = torch.full((m // 2 + 1,), 2.0, device=self.device)
+        twice = torch.full((m // 2 + 1,), 2.0, device=device)
         twice[0] = twice[-1] = 1.0
         self._adjoint_weight = float(m * m) / twice
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the two cached matrices."""
-        return sum(
-            t.values().nbytes + t.col_indices().nbytes + t.crow_indices().nbytes for t in (self.matrix, self.transpose)
-        )
+        both = (self.matrix, self.transpose)
+        return sum(m.values().nbytes + m.col_indices().nbytes + m.crow_indices().nbytes for m in both)
 
     def lines(self, image: torch.Tensor) -> torch.Tensor:
         """(B, N, N) real -> (B, V, K) complex."""

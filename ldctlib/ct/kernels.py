@@ -26,7 +26,7 @@ class Kernel:
     def __post_init__(self):
         if not 0 <= self.flat_to <= self.cutoff or not self.cutoff > 0:
             raise ParameterError(
-                f"a kernel needs 0 <= flat_to <= cutoff with cutoff > 0, got {self.flat_to}, {self.cutoff} (1/mm)"
+                f"a kernel needs 0 <= flat_to <= cutoff, cutoff > 0 (1/mm), got {self.flat_to}, {self.cutoff}"
             )
 
     def __call__(self, f_per_mm: torch.Tensor) -> torch.Tensor:

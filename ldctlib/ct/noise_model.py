@@ -9,13 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldctlib.ct.dose import Scanner, noise_map, noise_only, projectors
-from ldctlib.ct.geometry import Geometry
-from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.nps import cut_rois, nps, soft_tissue_rois
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import gaussian_blur
-from ldctlib.units import hu_to_mu, mu_to_hu
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,7 @@ class NoiseModel:
     radial_nps: np.ndarray  # (K,)
     pixel_mm: float
     map_hu: Tensor | None  # (1, 1, H, W) local standard deviation, or None where it is taken as constant
-    source: str  # "image", "pair" or "simulation"
+    source: str  # "image" or "pair"
 
     def psd(self, height: int, width: int) -> np.ndarray:
         """The NPS on the grid of an unshifted 2-D FFT, (height, width), in HU² mm²."""
@@ -57,10 +53,9 @@ class NoiseModel:
         return replace(self, sd_hu=sd_hu, radial_nps=self.radial_nps * ratio**2, map_hu=map_hu)
 
 
-def _from_rois(rois: Tensor, pixel_mm: float, map_hu: Tensor | None, source: str) -> NoiseModel:
-    spectrum = nps(rois, pixel_mm, roi=rois.shape[-1], detrend="plane")
-    sd = math.sqrt(spectrum.variance)
-    return NoiseModel(sd, spectrum.frequency, spectrum.radial, pixel_mm, map_hu, source)
+def _from_rois(rois: Tensor, pixel_mm: float, source: str) -> NoiseModel:
+    spectrum = nps(rois, pixel_mm, detrend="plane")
+    return NoiseModel(math.sqrt(spectrum.variance), spectrum.frequency, spectrum.radial, pixel_mm, None, source)
 
 
 def noise_from_pair(
@@ -74,7 +69,7 @@ def noise_from_pair(
     if ldct_hu.shape != ndct_hu.shape:
         raise ShapeError(f"a pair has one shape, got {tuple(ldct_hu.shape)} and {tuple(ndct_hu.shape)}")
     corners = _tissue(ndct_hu, roi)
-    model = _from_rois(cut_rois(ldct_hu - ndct_hu, corners, roi), pixel_mm, None, "pair")
+    model = _from_rois(cut_rois(ldct_hu - ndct_hu, corners, roi), pixel_mm, "pair")
     if dose is None:
         return model
     if not 0 < dose < 1:
@@ -89,43 +84,18 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
     survives a Gaussian of 2 pixels; the lowest tenth (four at least) is averaged. Some anatomy remains in the lowest
     frequencies. The map follows the local mean of the high-passed magnitude, clipped so that edges count little.
     """
-    if roi is None:
-        roi = max(16, min(32, min(image_hu.shape[-2:]) // 16))
-    candidates = _tissue(image_hu, roi)
-    roi = min(roi, *image_hu.shape[-2:])
-    rois = cut_rois(image_hu, candidates, roi).double()
-    smooth = cut_rois(gaussian_blur(image_hu, 2.0), candidates, roi).double()
-    high = image_hu - gaussian_blur(image_hu, 1.0)
-    detail = cut_rois(high, candidates, roi).double()
+    side = min(image_hu.shape[-2:])
+    roi = min(max(16, min(32, side // 16)) if roi is None else roi, side)
+    candidates, high = _tissue(image_hu, roi), image_hu - gaussian_blur(image_hu, 1.0)
+    parts = (image_hu, gaussian_blur(image_hu, 2.0), high)
+    rois, smooth, detail = (cut_rois(part, candidates, roi).double() for part in parts)
     structure = smooth.var(dim=(1, 2)) / detail.var(dim=(1, 2)).clamp(min=1e-6)
     quiet = structure.argsort()[: max(4, len(candidates) // 10)]
-    model = _from_rois(rois[quiet], pixel_mm, None, "image")
-    typical = detail[quiet].abs().mean()
-    limit = float(2 * typical)
+    model = _from_rois(rois[quiet], pixel_mm, "image")
+    limit = float(2 * detail[quiet].abs().mean())
     local = gaussian_blur(high.abs().clamp(max=limit), 12.0)[:1]
     map_hu = local * (model.sd_hu / max(float(detail[quiet].abs().clamp(max=limit).mean()), 1e-6))
     return replace(model, map_hu=map_hu)
-
-
-def noise_from_simulation(
-    image_hu: Tensor,
-    geometry: Geometry,
-    scanner: Scanner,
-    dose: float,
-    *,
-    kernel: str | Kernel = "B30f",
-    generator: torch.Generator | None = None,
-    scans: int = 4,
-    roi: int = 64,
-) -> NoiseModel:
-    """Noise of a simulated scan: spectrum from ``scans`` noise images, map from the propagated variance."""
-    project, reconstruct = projectors(image_hu, geometry)
-    p = project.A(hu_to_mu(image_hu)).expand(scans, -1, -1, -1)
-    noise = noise_only(p, geometry, scanner, dose, kernel=kernel, generator=generator)
-    map_hu = noise_map(image_hu, geometry, scanner, dose, kernel=kernel)
-    reference = mu_to_hu(reconstruct.fbp(p[:1], "soft"))
-    corners = [(i, r, c) for i in range(scans) for _, r, c in _tissue(reference, roi)]
-    return _from_rois(cut_rois(noise, corners, roi), geometry.pixel_mm, map_hu, "simulation")
 
 
 def _tissue(image_hu: Tensor, roi: int) -> list[tuple[int, int, int]]:

@@ -13,12 +13,12 @@ from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import check_images, gaussian_blur
 
 TISSUE_HU = (-150.0, 250.0)
+Corners = list[tuple[int, int, int]]
+"""Squares by their upper left pixels: (image, row, column)."""
 
 
-def soft_tissue_rois(
-    reference_hu: Tensor, size: int = 64, *, fraction: float = 0.9, step: int | None = None
-) -> list[tuple[int, int, int]]:
-    """Corners ``(image, row, column)`` of squares that hold soft tissue, on a grid of half a square's side.
+def soft_tissue_rois(reference_hu: Tensor, size=64, *, fraction: float = 0.9, step: int | None = None) -> Corners:
+    """Corners of squares that hold soft tissue, on a grid of half a square's side.
 
     A square counts if at least ``fraction`` of its pixels, smoothed by 2 px, lie in [-150, 250] HU. May be empty.
     """
@@ -32,7 +32,7 @@ def soft_tissue_rois(
     return [(b, r * step, c * step) for b, r, c in (share >= fraction - 1e-9).nonzero().tolist()]
 
 
-def cut_rois(image: Tensor, corners: list[tuple[int, int, int]], size: int = 64) -> Tensor:
+def cut_rois(image: Tensor, corners: Corners, size: int = 64) -> Tensor:
     """The squares of ``image`` at ``corners`` as ``(N, size, size)``."""
     if not corners:
         raise ParameterError("no region of interest: no square is soft tissue; use a smaller size")
@@ -71,15 +71,7 @@ class NPS:
         return float(self.two_d.sum() / (self.two_d.shape[0] * self.pixel_mm) ** 2)
 
 
-def nps(
-    noise: Tensor,
-    pixel_mm: float,
-    *,
-    roi: int = 64,
-    corners: list[tuple[int, int, int]] | None = None,
-    taper: str = "hann",
-    detrend: str = "mean",
-) -> NPS:
+def nps(noise: Tensor, pixel_mm: float, *, roi=64, corners: Corners | None = None, taper="hann", detrend="mean") -> NPS:
     """NPS of noise: ROIs ``(N, n, n)``, or an image ``(B, 1, H, W)`` cut at ``corners`` (default: all squares).
 
     S(u, v) = Δ² / N² · <|DFT(w (noise - trend))|²> / <w²>  (Siewerdsen et al. 2002; ICRU 87), Δ in mm.
@@ -94,9 +86,8 @@ def nps(
         check_images(noise)
         if corners is None:
             b, _, h, w = noise.shape
-            corners = [
-                (i, r, c) for i in range(b) for r in range(0, h - roi + 1, roi) for c in range(0, w - roi + 1, roi)
-            ]
+            rows, columns = range(0, h - roi + 1, roi), range(0, w - roi + 1, roi)
+            corners = [(i, r, c) for i in range(b) for r in rows for c in columns]
         noise = cut_rois(noise, corners, roi)
     if noise.ndim != 3 or noise.shape[-1] != noise.shape[-2] or noise.shape[-1] < 4:
         raise ShapeError(f"noise must be ROIs (N, n, n) or an image (B, 1, H, W), got {tuple(noise.shape)}")

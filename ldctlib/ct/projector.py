@@ -74,8 +74,6 @@ class Projector:
     def sinogram_shape(self) -> tuple[int, int]:
         return self.geometry.n_views, self.geometry.n_bins
 
-    # the operator contract -----------------------------------------------------------------------------------
-
     def A(self, image_mu: torch.Tensor) -> torch.Tensor:
         """Attenuation (B, 1, N, N) in 1/mm -> line integrals (B, 1, views, bins)."""
         self._expect(image_mu, (self.geometry.size,) * 2, "an image")
@@ -91,10 +89,6 @@ class Projector:
         self._expect(sinogram, self.sinogram_shape, "a sinogram")
         which = find_kernel(kernel)
         return _Linear.apply(sinogram, lambda p: self._fbp(p, which), lambda x: self._fbp_adjoint(x, which))
-
-    __call__ = A
-
-    # parallel beam -------------------------------------------------------------------------------------------
 
     def _forward(self, image):
         g = self._parallel
@@ -172,10 +166,8 @@ class Projector:
         if x.dtype != torch.float32:
             raise ShapeError(f"the projector computes in float32, got {x.dtype}: convert with .float()")
         if x.device != self.device:
-            raise ParameterError(
-                f"this projector lives on {self.device}, its input on {x.device}: "
-                "ask projector(geometry, device) for one there"
-            )
+            where = f"on {self.device}, its input on {x.device}"
+            raise ParameterError(f"this projector lives {where}: ask projector(geometry, device) for one there")
 
 
 @lru_cache(maxsize=6)
@@ -189,8 +181,3 @@ def projector(geometry: Geometry, device: torch.device | str = "cpu") -> Project
         raise GeometryError(f"a ParallelGeometry or FanGeometry is needed, got {type(geometry).__name__}")
     # "cuda" and "cuda:0" are one device: a tensor knows its full name, which inputs are compared with
     return _cached(geometry, str(torch.empty(0, device=device).device))
-
-
-def clear_cache() -> None:
-    """Forget all built projectors (each holds one to three hundred MB of matrices)."""
-    _cached.cache_clear()

@@ -39,9 +39,8 @@ class FanRebinner:
         reach = fan.source_to_iso_mm * math.sin(fan.fan_half_angle_rad)
         # Enough views that interpolating between them costs nothing, however few the fan scan has.
         n_views = max(math.ceil(fan.n_views / 2), math.ceil(1.4 * fan.size))
-        self.parallel = parallel = ParallelGeometry(
-            fan.size, fan.pixel_mm, n_views, 2 * math.ceil(reach / bin_mm) + 8, bin_mm
-        )
+        n_bins = 2 * math.ceil(reach / bin_mm) + 8
+        self.parallel = parallel = ParallelGeometry(fan.size, fan.pixel_mm, n_views, n_bins, bin_mm)
         gamma = (np.arange(fan.n_bins) - (fan.n_bins - 1) / 2 + fan.offset_bins) * fan.bin_rad
         s = (np.arange(parallel.n_bins) - (parallel.n_bins - 1) / 2) * bin_mm
         of_s = np.arcsin(s / fan.source_to_iso_mm)
@@ -50,9 +49,8 @@ class FanRebinner:
             index, weights = _cubic_taps(positions)
             inside = (index >= 0) & (index < n_source)
             rows = np.broadcast_to(np.arange(len(positions))[:, None], index.shape)
-            return sparse_csr(
-                rows, np.clip(index, 0, n_source - 1), weights * inside, (len(positions), n_source), device
-            )
+            columns, shape = np.clip(index, 0, n_source - 1), (len(positions), n_source)
+            return sparse_csr(rows, columns, weights * inside, shape, device)
 
         s_position = fan.source_to_iso_mm * np.sin(gamma) / bin_mm
         s_centre, gamma_centre = (parallel.n_bins - 1) / 2, (fan.n_bins - 1) / 2 - fan.offset_bins
@@ -64,14 +62,8 @@ class FanRebinner:
             position = (np.arange(n_target)[:, None] / n_target + shift[None] / (2 * math.pi)) * n_source
             index, weights = _cubic_taps(position)
             column = (index % n_source) * fan.n_bins + np.arange(fan.n_bins)[None, :, None]
-            rows = np.arange(n_target * fan.n_bins).reshape(n_target, fan.n_bins, 1)
-            return sparse_csr(
-                np.broadcast_to(rows, column.shape),
-                column,
-                weights,
-                (n_target * fan.n_bins, n_source * fan.n_bins),
-                device,
-            )
+            rows = np.broadcast_to(np.arange(n_target * fan.n_bins).reshape(n_target, fan.n_bins, 1), column.shape)
+            return sparse_csr(rows, column, weights, (n_target * fan.n_bins, n_source * fan.n_bins), device)
 
         self._theta_to_beta = along_angle(fan.n_views, 2 * n_views, gamma)
         self._beta_to_theta = along_angle(2 * n_views, fan.n_views, -gamma)
