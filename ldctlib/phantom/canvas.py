@@ -140,11 +140,8 @@ class Tube:
         arc = np.zeros_like(d)
         j0, i0 = box[0].start, box[1].start
         for i, ball, radius, e in zip(near, c, r, ext, strict=True):
-            sub = canvas.box(ball[0] - e, ball[0] + e, ball[1] - e, ball[1] + e)
-            inner = (
-                slice(max(sub[0].start - j0, 0), sub[0].stop - j0),
-                slice(max(sub[1].start - i0, 0), sub[1].stop - i0),
-            )
+            rows, columns = canvas.box(ball[0] - e, ball[0] + e, ball[1] - e, ball[1] + e)
+            inner = slice(max(rows.start - j0, 0), rows.stop - j0), slice(max(columns.start - i0, 0), columns.stop - i0)
             dx, dy, dz = x[inner[1]] - ball[0], y[inner[0]] - ball[1], z - ball[2]
             new = radius - np.sqrt(dx * dx + (dy * dy + dz * dz))
             old, t = d[inner], self.tangents[i]

@@ -7,7 +7,6 @@ pixel shows the same patient (the projector projects from a finer grid than it r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,8 +18,6 @@ from ldctlib.phantom.abdomen.abdomen import Abdomen
 from ldctlib.phantom.abdomen.tissues import ORGANS
 from ldctlib.phantom.canvas import Canvas
 from ldctlib.units import AIR_HU
-
-__all__ = ["ANATOMIES", "ORGANS", "Anatomy", "Patient", "PhantomSlice"]
 
 
 class Anatomy(Protocol):
@@ -106,12 +103,3 @@ class Patient:
             z_mm=float(z_mm),
             pixel_mm=pixel,
         )
-
-    def volume(
-        self, z_mm: Sequence[float], *, size: int = 512, pixel_mm: float | None = None, thickness_mm: float = 1.0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices at the given positions: HU (D, 1, H, W) float32 and labels (D, 1, H, W) uint8, in that order."""
-        if len(z_mm) == 0:
-            raise ParameterError("volume needs at least one z position, got none")
-        drawn = [self.slice(float(z), size=size, pixel_mm=pixel_mm, thickness_mm=thickness_mm) for z in z_mm]
-        return torch.cat([s.hu for s in drawn]), torch.cat([s.labels for s in drawn])

@@ -23,29 +23,11 @@ class Bowel:
     def _colon(self, rng, wall):
         u, d = rng.uniform, wall.half_depth
         x0 = wall.half_width - wall.side_mm - 26
-        path = smooth_path(
-            [
-                (-x0 + 12, 22, -128),
-                (-x0, 14, -105),
-                (-x0 - 2, 24, -70),
-                (-x0, 20, -40),
-                (-x0 + 8, -8, -28),
-                (-x0 * 0.66, -d + 42, -40 + u(-15, 15)),
-                (-x0 * 0.25, -d + 34, -50 + u(-20, 15)),
-                (x0 * 0.2, -d + 34, -42),
-                (x0 * 0.6, -d + 42, -15),
-                (x0 * 0.9, -12, 18),
-                (x0, 20, 22),
-                (x0 + 4, 30, -10),
-                (x0 + 4, 28, -50),
-                (x0, 24, -90),
-                (x0 - 8, 16, -130),
-                (x0 - 40, 10, -150),
-            ],
-            4.0,
-            rng,
-            6,
-        )
+        ascending = [(-x0 + 12, 22, -128), (-x0, 14, -105), (-x0 - 2, 24, -70), (-x0, 20, -40), (-x0 + 8, -8, -28)]
+        across = [(-x0 * 0.66, -d + 42, -40 + u(-15, 15)), (-x0 * 0.25, -d + 34, -50 + u(-20, 15))]
+        across += [(x0 * 0.2, -d + 34, -42), (x0 * 0.6, -d + 42, -15), (x0 * 0.9, -12, 18), (x0, 20, 22)]
+        descending = [(x0 + 4, 30, -10), (x0 + 4, 28, -50), (x0, 24, -90), (x0 - 8, 16, -130), (x0 - 40, 10, -150)]
+        path = smooth_path(ascending + across + descending, 4.0, rng, 6)
         n = np.arange(len(path))
         radius = np.interp(n / len(n), [0, 0.25, 0.55, 0.68, 0.8, 1], [26, 23, 20, 16, 14, 14]) * u(0.8, 1.1)
         self.colon = Tube(path, radius * (0.93 + 0.14 * np.abs(np.sin(n * 4.0 / u(9, 12)))))
@@ -69,16 +51,10 @@ class Bowel:
         n = len(path)
         r = u(7.5, 12 + 2.5 * self.lean) * (1 + 0.18 * np.sin(np.linspace(0, u(4, 9), n) + u(0, 6)))
         ends = np.minimum(np.arange(n), np.arange(n)[::-1]) + 1
-        fill = u(120, 320) if rng.random() < self.positive else u(0, 65)
-        return {
-            "tube": Tube(path, r * np.sqrt(np.minimum(ends / 3, 1))),
-            "fill": fill,
-            "wall": u(1.4, 2.4),
-            "pitch": u(3.0, 5.5),
-            "gas": rng.random() < 0.18,
-            "level": float(path[:, 1].mean() - u(-2, 6)),
-            "folds": u(0.3, 1.0),
-        }
+        tube = Tube(path, r * np.sqrt(np.minimum(ends / 3, 1)))
+        loop = {"tube": tube, "fill": u(120, 320) if rng.random() < self.positive else u(0, 65)}
+        loop |= {"wall": u(1.4, 2.4), "pitch": u(3.0, 5.5), "gas": rng.random() < 0.18}
+        return loop | {"level": float(path[:, 1].mean() - u(-2, 6)), "folds": u(0.3, 1.0)}
 
     def draw(self, canvas: Canvas, frame: Frame, hu: dict) -> None:
         for loop in self.loops:

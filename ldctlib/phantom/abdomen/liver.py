@@ -28,32 +28,22 @@ class Liver:
         ]
         self.reach_mm = max(centre[0] + max(axes[:2]) for centre, axes, _ in self.lobes) + 45
         self.warp_mm, self.fissure = u(2, 4.5), (u(-26, -10) * s, u(0.1, 0.5), u(0.2, 1.6), u(-30, 0))
-        self.gallbladder = (
-            None
-            if rng.random() < 0.15
-            else (near((-48 * s, -40, 4), 6), (u(10, 17), u(14, 26), u(20, 32)), u(-0.6, 0.6))
-        )
+        self.gallbladder = None
+        if rng.random() >= 0.15:
+            self.gallbladder = near((-48 * s, -40, 4), 6), (u(10, 17), u(14, 26), u(20, 32)), u(-0.6, 0.6)
         self.shift = rng.uniform(0, 96, (3, 3))
         self.twig_mm = u(0.3, 0.8)
         hilum = np.array([-44 * s, -14, 28])
         trunk = smooth_path([(-26 * s, -24, 8), (-35 * s, -17, 18), hilum], 4)
         portal = [VesselTree.along(trunk, np.linspace(6.5, 5.5, len(trunk)))]
+        look = dict(levels=5, spread=0.6, shrink=0.82, taper=0.72, wander=0.14)
         for d, r, n in (((-1, 0.35, 0.25), 4.8, 34), ((0.75, -0.9, 0.35), 4.0, 36), ((-0.9, -0.6, -0.5), 3.8, 34)):
-            portal.append(
-                VesselTree.grow(
-                    rng, hilum, d, radius=r, length=n, levels=5, spread=0.6, shrink=0.82, taper=0.72, wander=0.14
-                )
-            )
+            portal.append(VesselTree.grow(rng, hilum, d, radius=r, length=n, **look))
         self.portal = VesselTree.join(portal)
-        top = np.array([-30 * s, spine.y - 45, 84])
-        self.hepatic = VesselTree.join(
-            [
-                VesselTree.grow(
-                    rng, top, d, radius=4.2, length=46, levels=5, spread=0.45, shrink=0.78, taper=0.72, wander=0.12
-                )
-                for d in ((-1, 0.1, -0.35), (-0.6, -0.9, -0.4), (0.35, -1, -0.25), (-0.7, 0.5, -0.7))
-            ]
-        )
+        top = (-30 * s, spine.y - 45, 84)
+        directions = ((-1, 0.1, -0.35), (-0.6, -0.9, -0.4), (0.35, -1, -0.25), (-0.7, 0.5, -0.7))
+        look = dict(radius=4.2, length=46, levels=5, spread=0.45, shrink=0.78, taper=0.72, wander=0.12)
+        self.hepatic = VesselTree.join([VesselTree.grow(rng, top, d, **look) for d in directions])
         self.lesions = []
         for _ in range(rng.integers(1, 8) if rng.random() < 0.5 else 0):
             centre = np.array(self.lobes[0][0]) + rng.uniform(-1, 1, 3) * (60, 55, 60)

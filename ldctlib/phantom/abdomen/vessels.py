@@ -22,31 +22,18 @@ class Vessels:
         half = spine.half[1]
         self.aorta_r = u(8, 11.5)
         bend = u(1, 5) * (1 + np.sin(z / 60 + u(0, 6)))
-        self.aorta = np.stack(
-            [
-                column[:, 0] + 8 + 0.6 * bend + np.interp(z, [20, 150], [0, 8]),
-                column[:, 1] - half - self.aorta_r - 1 + np.interp(z, [60, 150], [0, 9]),
-                z,
-            ],
-            1,
-        )
-        self.cava = np.stack(
-            [
-                column[:, 0] - 21 - np.interp(z, [30, 100], [0, 9 * s]),
-                column[:, 1] - half - 4 - np.interp(z, [20, 100], [0, 26]),
-                z,
-            ],
-            1,
-        )
+        x = column[:, 0] + 8 + 0.6 * bend + np.interp(z, [20, 150], [0, 8])
+        y = column[:, 1] - half - self.aorta_r - 1 + np.interp(z, [60, 150], [0, 9])
+        self.aorta = np.stack([x, y, z], 1)
+        x = column[:, 0] - 21 - np.interp(z, [30, 100], [0, 9 * s])
+        y = column[:, 1] - half - 4 - np.interp(z, [20, 100], [0, 26])
+        self.cava = np.stack([x, y, z], 1)
         self.cava_axes = u(10, 14), u(6.5, 11)
         self.strand_mm, self.vessel_mm, self.strand = u(0.1, 0.3), u(-0.1, 0.5), u(0.3, 0.75)
         self.shift = rng.uniform(0, 96, (4, 3))
         self.arteries, self.veins = (VesselTree.join(t) for t in self._trees(rng, s, viscera))
-        self.plaques = (
-            []
-            if rng.random() < 0.5
-            else [(u(-110, 60), u(0, 2 * np.pi), u(0.3, 1.0), u(3, 10)) for _ in range(rng.integers(2, 12))]
-        )
+        count = 0 if rng.random() < 0.5 else rng.integers(2, 12)
+        self.plaques = [(u(-110, 60), u(0, 2 * np.pi), u(0.3, 1.0), u(3, 10)) for _ in range(count)]
 
     def _trees(self, rng, s, viscera):
         u = rng.uniform
@@ -62,18 +49,10 @@ class Vessels:
         fork = coeliac + (-2, -16, 4)
         line(arteries, 3.4, 2.0, coeliac, fork, coeliac + (25, -20, 8), (55 * s, -2, 28), (78 * s, 16, 34))
         line(arteries, 2.8, 1.8, fork, coeliac + (-25, -26, 2), (-32 * s, -28, 10))
-        sma = line(
-            arteries, 3.8, 2.2, a0, a0 + (-1, -16, -6), a0 + (-2, -20, -40), a0 + (-6, -24, -80), (-30, -5, -115)
-        )
-        smv = line(
-            veins,
-            6.0,
-            3.2,
-            (-26 * s, -24, 2),
-            sma[len(sma) // 3] + (-13, -2, 0),
-            sma[-8] + (-12, -2, 0),
-            (-38, -8, -118),
-        )
+        knots = a0, a0 + (-1, -16, -6), a0 + (-2, -20, -40), a0 + (-6, -24, -80), (-30, -5, -115)
+        sma = line(arteries, 3.8, 2.2, *knots)
+        beside = sma[len(sma) // 3] + (-13, -2, 0), sma[-8] + (-12, -2, 0)
+        smv = line(veins, 6.0, 3.2, (-26 * s, -24, 2), *beside, (-38, -8, -118))
         line(veins, 5.0, 3.2, (-22 * s, -24, 4), (5, -24, 12), (45 * s, -6, 24), (72 * s, 14, 32))
         for k in viscera.kidneys:
             c, side = np.array(k["centre"]), k["side"]
@@ -85,57 +64,23 @@ class Vessels:
         for side in (-1, 1):
             low = self.at(self.aorta, -95)
             line(arteries, 6.5, 5.0, low, low + (side * 16, 0, -22), low + (side * 32, 8, -50))
-        grow = VesselTree.grow
+
+        def grow(p, d, radius, length, **shape):
+            return VesselTree.grow(rng, p, d, radius=radius, length=length, step=8, **shape)
+
+        mesenteric = dict(levels=3, spread=0.5, shrink=0.72, taper=0.76, wander=0.16)
         for path, bag in ((sma, arteries), (smv, veins)):
-            for q in path[6::4]:
-                for _ in range(4):
-                    d = (u(-1, 1), u(-0.9, 0.25), u(-0.9, 0.3))
-                    bag.append(
-                        grow(
-                            rng,
-                            q,
-                            d,
-                            radius=u(1.3, 2.1),
-                            length=u(26, 42),
-                            levels=3,
-                            spread=0.5,
-                            shrink=0.72,
-                            taper=0.76,
-                            wander=0.16,
-                            step=8,
-                        )
-                    )
+            for q in np.repeat(path[6::4], 4, axis=0):
+                d = (u(-1, 1), u(-0.9, 0.25), u(-0.9, 0.3))
+                bag.append(grow(q, d, u(1.3, 2.1), u(26, 42), **mesenteric))
         for _ in range(26):  # gastric, omental, colic and retroperitoneal branches
             p = (u(-100, 100) * s, u(-66, 30), u(-120, 75))
-            arteries.append(
-                grow(
-                    rng,
-                    p,
-                    rng.normal(size=3),
-                    radius=u(0.9, 1.7),
-                    length=u(22, 48),
-                    levels=3,
-                    spread=0.6,
-                    wander=0.25,
-                    step=8,
-                )
-            )
+            arteries.append(grow(p, rng.normal(size=3), u(0.9, 1.7), u(22, 48), levels=3, spread=0.6, wander=0.25))
         for _ in range(40):  # under the skin and between the muscles
             t, out = u(0, 2 * np.pi), u(-6, 14)
             p = (np.cos(t) * (self.wall.half_width + out), np.sin(t) * (self.wall.half_depth + out), u(-135, 115))
-            veins.append(
-                grow(
-                    rng,
-                    p,
-                    (-np.sin(t), np.cos(t), u(-1, 1)),
-                    radius=u(0.6, 1.4),
-                    length=36,
-                    levels=2,
-                    spread=0.4,
-                    wander=0.2,
-                    step=8,
-                )
-            )
+            d = (-np.sin(t), np.cos(t), u(-1, 1))
+            veins.append(grow(p, d, u(0.6, 1.4), 36, levels=2, spread=0.4, wander=0.2))
         return arteries, veins
 
     @staticmethod

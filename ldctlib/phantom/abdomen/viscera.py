@@ -22,18 +22,12 @@ class Viscera:
 
         self.spleen = (near((98 * s, 26, 44)), (u(32, 46) * s, u(46, 66), u(46, 68)), u(-0.5, -0.1))
         self.spleen_hilum = near((54 * s, 16, 42)), (27, 40, 55)
-        self.kidneys = [
-            {
-                "side": side,
-                "centre": near((side * 64 * s, sy + 14, z0), 4),
-                "axes": (u(23, 28), u(26, 32), u(48, 58)),
-                "angle": side * u(0.3, 0.8),
-                "columns": int(rng.integers(6, 10)),
-                "phase": u(0, 6.28),
-                "wide": u(0.5, 1.2),
-            }
-            for side, z0 in ((-1, -16), (1, 0))
-        ]
+        self.kidneys = []
+        for side, z0 in ((-1, -16), (1, 0)):
+            kidney = {"side": side, "centre": near((side * 64 * s, sy + 14, z0), 4)}
+            kidney |= {"axes": (u(23, 28), u(26, 32), u(48, 58)), "angle": side * u(0.3, 0.8)}
+            kidney |= {"columns": int(rng.integers(6, 10)), "phase": u(0, 6.28), "wide": u(0.5, 1.2)}
+            self.kidneys.append(kidney)
         self.bed_mm = u(3, 9)
         self.cysts = []
         for k in self.kidneys:
@@ -42,47 +36,17 @@ class Viscera:
                 centre = np.array(k["centre"]) + d / np.linalg.norm(d) * np.array(k["axes"]) * 0.9
                 self.cysts.append((centre, float(np.clip(rng.lognormal(2.1, 0.5), 3, 30))))
         self.adrenals = [(side, near((side * 34 * s, sy - 4, 46), 3), u(1.8, 3.0)) for side in (-1, 1)]
-        path = smooth_path(
-            [
-                (-34 * s, -6, -22),
-                (-28 * s, -16, -5),
-                (-4, -25, 8),
-                (28 * s, -18, 16),
-                (55 * s, -2, 26),
-                (72 * s, 12, 32),
-            ],
-            2.5,
-            rng,
-            4,
-        )
+        head = [(-34 * s, -6, -22), (-28 * s, -16, -5), (-4, -25, 8)]
+        path = smooth_path([*head, (28 * s, -18, 16), (55 * s, -2, 26), (72 * s, 12, 32)], 2.5, rng, 4)
         n = np.arange(len(path)) / len(path)
         self.pancreas = Tube(path, np.interp(n, [0, 0.2, 0.4, 1], [14, 15, 9, 10]) * u(0.8, 1.1))
         self.lobulation = u(0.3, 1.0)
-        path = smooth_path(
-            [
-                (58 * s, 8, 92),
-                (68 * s, -2, 66),
-                (60 * s, -28, 40),
-                (38 * s, -46, 18),
-                (8, -50, 5),
-                (-18, -42, 4),
-                (-34 * s, -30, 0),
-                (-44 * s, -14, -10),
-                (-42 * s, -4, -35),
-                (-20, 2, -55),
-                (10, -2, -58),
-                (34, -14, -45),
-            ],
-            3.5,
-            rng,
-            5,
-        )
+        stomach = [(58 * s, 8, 92), (68 * s, -2, 66), (60 * s, -28, 40), (38 * s, -46, 18), (8, -50, 5), (-18, -42, 4)]
+        duodenum = [(-34 * s, -30, 0), (-44 * s, -14, -10), (-42 * s, -4, -35), (-20, 2, -55), (10, -2, -58)]
+        path = smooth_path([*stomach, *duodenum, (34, -14, -45)], 3.5, rng, 5)
         n, fill = np.arange(len(path)) / len(path), u(0.6, 1.25)
-        radius = np.interp(
-            n,
-            [0, 0.12, 0.25, 0.4, 0.5, 0.56, 0.62, 1],
-            [28 * fill + 6, 30 * fill + 6, 26 * fill + 6, 18 * fill + 5, 13 * fill + 5, 10, 11, 11],
-        )
+        radii = [28 * fill + 6, 30 * fill + 6, 26 * fill + 6, 18 * fill + 5, 13 * fill + 5, 10, 11, 11]
+        radius = np.interp(n, [0, 0.12, 0.25, 0.4, 0.5, 0.56, 0.62, 1], radii)
         self.stomach, self.stomach_mm, self.air_y = Tube(path, radius), u(2.0, 4.0), -u(18, 50)
         self.meal_hu = float(u(5, 30) if rng.random() < 0.7 else u(60, 300))  # water, or positive oral contrast
         self.meal_grain = u(2, 20)
@@ -125,10 +89,8 @@ class Viscera:
         x, y = canvas.grid(box)
         gerota = canvas.line_coverage(shape[1] + 2 * canvas.sample(swell(1), box, 2.0, self.shift[0]), 0.35)
         canvas.blend(box, 0.7 * gerota * canvas.coverage(frame.on(box, frame.cavity)), hu["muscle"] - 20)
-        d = ellipsoid_distance(x, y, canvas.z_mm, k["centre"], k["axes"], k["angle"]) + 1.2 * canvas.sample(
-            swell(3), box, 1.4, self.shift[0]
-        )
-        d = np.minimum(d, frame.on(box, frame.cavity) - 2)
+        d = ellipsoid_distance(x, y, canvas.z_mm, k["centre"], k["axes"], k["angle"])
+        d = np.minimum(d + 1.2 * canvas.sample(swell(3), box, 1.4, self.shift[0]), frame.on(box, frame.cavity) - 2)
         sx, sy = (x - np.float32(cx - side * 14), y - np.float32(cy - 9))  # the sinus opens to the great vessels
         e = np.sqrt((sx / 19) ** 2 + (sy / 12) ** 2 + np.float32((dz / 26) ** 2))
         sinus = (1 - e) * 13 + 1.5 * canvas.sample(swell(2), box, 0.8, self.shift[1])

@@ -39,13 +39,8 @@ class Wall:
         self.power = u(2.1, 2.6)
         self.harmonics = [(k, u(0.004, 0.02) / (k - 1), u(0, 2 * np.pi), u(-0.012, 0.012)) for k in (2, 3, 4, 5)]
         thin = float(np.clip(rng.lognormal(2.85, 0.5), 5, 42))
-        self.fat_mm = {
-            "all": thin * 0.55,
-            "front": thin * u(0.2, 1.1),
-            "side": thin * u(0.2, 0.9),
-            "back": thin * u(0.2, 1.0),
-            "furrow": u(2, 6),
-        }
+        self.fat_mm = dict(all=thin * 0.55, front=thin * u(0.2, 1.1), side=thin * u(0.2, 0.9), back=thin * u(0.2, 1.0))
+        self.furrow_mm = u(2, 6)
         self.fat_drift = u(-0.0035, 0.0005)  # the fat layer grows towards the pelvis
         self.side_mm, self.rectus_mm, self.back_mm = u(10, 18), u(6, 11), u(30, 42)
         self.semilunar, self.alba = u(0.55, 0.75), u(0.02, 0.06)
@@ -59,9 +54,8 @@ class Wall:
         skins = [r + f for r, f, _ in map(self.contours, (-120.0, -60.0, 0.0, 60.0, 110.0))]
         widest = max(float((skin * np.abs(np.cos(THETA))).max()) for skin in skins)
         # the couch touches no skin, wherever its curve comes nearest
-        lowest = max(
-            float((skin * np.sin(THETA) + self.table_curve * (skin * np.cos(THETA)) ** 2).max()) for skin in skins
-        )
+        behind = (skin * np.sin(THETA) + self.table_curve * (skin * np.cos(THETA)) ** 2 for skin in skins)
+        lowest = max(float(y.max()) for y in behind)
         self.table_y = self.axis_y + lowest + 2 + (self.table_gap or 0)
         self.field_of_view_mm = float(np.clip(2 * widest * u(1.02, 1.2), 338, 461))
 
@@ -78,7 +72,7 @@ class Wall:
         fat = f["all"] + f["front"] * _bump(FROM_FRONT, 0.7) + f["back"] * _bump(FROM_BACK - 0.75, 0.4)
         fat = (fat + f["side"] * _bump(FROM_BACK - np.pi / 2, 0.5)) * np.exp(self.fat_drift * z)
         fat = fat + 2.5 * np.sin(2 * THETA + z / 90) ** 2 - 2.5 * _bump(FROM_FRONT, 0.05)
-        fat = fat - f["furrow"] * _bump(FROM_BACK, 0.1)
+        fat = fat - self.furrow_mm * _bump(FROM_BACK, 0.1)
         below_ribs = 1 / (1 + np.exp((z - 30) / 18))
         side = self.side_mm * (0.75 + 0.25 * below_ribs)
         belly = np.sin(np.pi * np.clip((FROM_FRONT - self.alba) / (self.semilunar - self.alba), 0.0, 1.0))
@@ -231,14 +225,10 @@ class Spine:
         back = yb - (cy + 30)  # room behind the transverse processes
         for side in (-1, 1):
             # longissimus and iliocostalis, multifidus: bellies with fat between them
-            for dx, dy, ax, ay, turn in (
-                (51, 0.3, 10, 0.36, -0.35),
-                (30, 0.46, 11, 0.45, -0.15),
-                (11, 0.5, 8, 0.42, 0.0),
-            ):
-                shape = ellipsoid(
-                    canvas, (cx + side * dx, cy + 30 + dy * back, z), (ax, ay * back, 1e3), side * turn, 3
-                )
+            bellies = (51, 0.3, 10, 0.36, -0.35), (30, 0.46, 11, 0.45, -0.15), (11, 0.5, 8, 0.42, 0.0)
+            for dx, dy, ax, ay, turn in bellies:
+                centre = (cx + side * dx, cy + 30 + dy * back, z)
+                shape = ellipsoid(canvas, centre, (ax, ay * back, 1e3), side * turn, 3)
                 inside = np.minimum(shape[1], frame.on(shape[0], frame.depth) - 3)
                 bend = canvas.sample(swell(1), shape[0], 1.5, self.shift[1])
                 rim = canvas.line_coverage(inside + bend, np.maximum(0.2 + 0.6 * self.fatty + 0.4 * bend, 0))
@@ -250,11 +240,8 @@ class Spine:
                 canvas.paint(shape[0], shape[1] + 1.2 * bend + 1, hu["fat"])
                 canvas.paint(shape[0], shape[1] + 1.2 * bend, hu["muscle"], ID["muscle"])
                 streak = canvas.sample(sheets(1), shape[0], 0.8, self.shift[1]) * np.float32(0.8)
-                canvas.blend(
-                    shape[0],
-                    canvas.line_coverage(streak, 0.2 * self.fatty) * canvas.coverage(shape[1] - 1),
-                    hu["fat"] + 40,
-                )
+                streaks = canvas.line_coverage(streak, 0.2 * self.fatty) * canvas.coverage(shape[1] - 1)
+                canvas.blend(shape[0], streaks, hu["fat"] + 40)
                 shape = ellipsoid(canvas, (cx + side * (a + 34), cy + 27, z), (19, 6.5, 1e3), side * -0.45, 2)
                 canvas.paint(shape[0], shape[1] - 3 * (1 - min(grow, 1.0)), hu["muscle"], ID["muscle"])
             if z > 5:  # crura of the diaphragm
@@ -299,10 +286,9 @@ class Spine:
                     ((side * 15, yc + 8, 0.55), (0, yc + 15, 0.75), 3.2),
                     ((side * 17, yc + 6, 0.8), (side * 18, yc + 10, 1.1), 5.2),
                 ]
-            for q, r, w in parts:
-                ends_a.append(at(*q))
-                ends_b.append(at(*r))
-                radii.append(w)
+            ends_a += [at(*q) for q, _, _ in parts]
+            ends_b += [at(*r) for _, r, _ in parts]
+            radii += [w for _, _, w in parts]
         d = capsules(canvas, box, ends_a, ends_b, radii, z_mm=z / 2) + 0.5 * wobble
         canvas.paint(box, d, self._bone(canvas, hu, d, 1.3), ID["vertebra"])
 
