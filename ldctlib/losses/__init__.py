@@ -2,13 +2,3 @@
 
 from ldctlib.losses.autoencoder import AutoencoderLoss, Ramp, kl_divergence
 from ldctlib.losses.perceptual import EncoderFeatures, VGG16Features, perceptual_distance, vgg16_features
-
-__all__ = [
-    "AutoencoderLoss",
-    "EncoderFeatures",
-    "Ramp",
-    "VGG16Features",
-    "kl_divergence",
-    "perceptual_distance",
-    "vgg16_features",
-]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,20 +25,14 @@ class VGG16Features(nn.Module):
 
     forward : (B, 1 or 3, H, W), with ``low`` seen as black and ``high`` as white (affine, unclipped) -> list
         of maps. A single channel is repeated three times. H and W of at least 2^4.
-    weights : the state dict of torchvision's ``vgg16``, whole or ``features.*`` alone; see
-    :func:`vgg16_features`.
+    weights : the state dict of torchvision's ``vgg16``, whole or ``features.*`` alone; see :func:`vgg16_features`.
     """
 
     name = "vgg16_imagenet"
     stand_in = False
 
     def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        *,
-        layers: Sequence[str] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
-        low: float = -1.0,
-        high: float = 1.0,
+        self, weights: Mapping[str, Tensor], *, layers=("relu1_2", "relu2_2", "relu3_3", "relu4_3"), low=-1.0, high=1.0
     ):
         super().__init__()
         if odd := sorted(set(layers) - set(VGG16_LAYERS)):
@@ -53,10 +47,9 @@ class VGG16Features(nn.Module):
             network = vgg16(weights=None).features
         self.kept = sorted(VGG16_LAYERS[name] for name in layers)
         self.network = network[: self.kept[-1] + 1]
-        prefix = "features."
-        own = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
         try:
-            self.network.load_state_dict({n: own[n].float() for n in self.network.state_dict()}, assign=True)
+            own = {name: weights[f"features.{name}"].float() for name in self.network.state_dict()}
+            self.network.load_state_dict(own, assign=True)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"these are not the weights of torchvision's vgg16: {error}") from error
         self.low, self.high = float(low), float(high)
@@ -94,10 +87,8 @@ def vgg16_features(*, allow_download: bool = False, **options) -> VGG16Features:
     url = VGG16_Weights.IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not path.is_file() and not allow_download:
-        raise CheckpointError(
-            f"VGG-16's ImageNet weights are not in torch's cache ({path}). Allow the download (528 MB), put "
-            "the file there, or use the stand-in, losses.EncoderFeatures"
-        )
+        remedy = "Allow the download (528 MB), put the file there, or use the stand-in, losses.EncoderFeatures"
+        raise CheckpointError(f"VGG-16's ImageNet weights are not in torch's cache ({path}). {remedy}")
     weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     return VGG16Features(weights, **options)
 

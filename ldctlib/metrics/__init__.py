@@ -8,30 +8,3 @@ from ldctlib.metrics.noise import noise_std, nps_distance
 from ldctlib.metrics.perceptual import Perceptual, lpips, lpips_random_trunk
 from ldctlib.metrics.resolution import MTF, mtf_edge
 from ldctlib.metrics.statistics import Score, paired_bootstrap
-
-__all__ = [
-    "MTF",
-    "NPS",
-    "Perceptual",
-    "Score",
-    "bias_hu",
-    "body_mask",
-    "edge_attenuation",
-    "edge_strength",
-    "fsim",
-    "lpips",
-    "lpips_random_trunk",
-    "mtf_edge",
-    "noise_coupling",
-    "noise_std",
-    "nps",
-    "nps_distance",
-    "paired_bootstrap",
-    "psnr",
-    "residual_structure",
-    "rmse_hu",
-    "soft_tissue_rois",
-    "ssim",
-    "ssim_uniform7",
-    "vif",
-]

@@ -51,13 +51,7 @@ def noise_coupling(ldct: Tensor, reference: Tensor, *, size: int = 16) -> float:
 
 
 def edge_attenuation(
-    denoised: Tensor,
-    ldct: Tensor,
-    reference: Tensor,
-    *,
-    coupling: float | None = None,
-    mask: Tensor | None = None,
-    threshold: float = EDGE_HU_PER_PX,
+    denoised: Tensor, ldct: Tensor, reference: Tensor, *, coupling=None, mask=None, threshold=EDGE_HU_PER_PX
 ) -> float:
     """Share of the anatomy's fine detail at edges that was removed: 0 none, 1 as a Gaussian of 1 px.
 
@@ -74,9 +68,8 @@ def edge_attenuation(
     """
     check_images(denoised, ldct, reference)
     rho = noise_coupling(ldct, reference) if coupling is None else coupling
-    edges = (edge_strength(reference) > threshold) & check_mask(
-        body_mask(reference) if mask is None else mask, reference
-    )
+    inside = check_mask(body_mask(reference) if mask is None else mask, reference)
+    edges = (edge_strength(reference) > threshold) & inside
     if not edges.any():
         raise ParameterError(f"no edge above {threshold:g} HU per pixel in the mask: lower the threshold")
     low, ref, removed = ldct.double(), reference.double(), ldct.double() - denoised.double()

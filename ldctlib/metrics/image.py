@@ -3,14 +3,15 @@
 Images are ``(B, 1, H, W)`` in HU and every metric returns one float64 value per image, ``(B,)``. The
 intensity metrics take exactly one of
 
-* ``window``: both images are mapped to [0, 1] and clipped (:meth:`ldctlib.units.Window.to_display`), data
-  range 1;
+* ``window``: both images are mapped to [0, 1] and clipped (:meth:`ldctlib.units.Window.to_display`), data range 1;
 * ``data_range``: the images are used as they are.
 
 There is no default, because a PSNR without a window or range cannot be compared with anything.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,9 +23,7 @@ from ldctlib.image import body_mask, check_images, check_mask, gaussian_taps
 from ldctlib.units import Window
 
 
-def _in_range(
-    x: Tensor, reference: Tensor, window: Window | None, data_range: float | None
-) -> tuple[Tensor, Tensor, float]:
+def _in_range(x: Tensor, reference: Tensor, window: Window | None, data_range: float | None):
     """Both images in float64 on the scale that the caller named, and that scale's data range."""
     check_images(x, reference)
     if (window is None) == (data_range is None):
@@ -46,12 +45,7 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def psnr(
-    x: Tensor,
-    reference: Tensor,
-    *,
-    window: Window | None = None,
-    data_range: float | None = None,
-    mask: Tensor | None = None,
+    x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None, mask=None
 ) -> Tensor:
     """Peak signal-to-noise ratio in dB, 10 log10(L² / MSE); ``inf`` for equal images."""
     x, reference, peak = _in_range(x, reference, window, data_range)
@@ -73,13 +67,7 @@ def _filter_valid(image: Tensor, taps: Tensor) -> Tensor:
 
 
 def ssim(
-    x: Tensor,
-    reference: Tensor,
-    *,
-    window: Window | None = None,
-    data_range: float | None = None,
-    mask: Tensor | None = None,
-    kernel: str = "gaussian",
+    x: Tensor, reference: Tensor, *, window: Window | None = None, data_range=None, mask=None, kernel="gaussian"
 ) -> Tensor:
     """Structural similarity (Wang et al. 2004, Eq. 13; K1 = 0.01, K2 = 0.03), mean over the valid positions.
 
@@ -125,13 +113,18 @@ def bias_hu(x: Tensor, reference: Tensor, *, mask: Tensor | None = None) -> Tens
     return _mean(x.double() - reference.double(), mask)
 
 
+def _image_by_image(metric: Callable, x: Tensor, reference: Tensor, **options) -> Tensor:
+    """A metric of piq, one image a call: its 'none' reduction is per image, but its memory grows with the batch."""
+    pairs = zip(x.split(1), reference.split(1), strict=True)
+    return torch.cat([metric(a, b, reduction="none", **options).reshape(1) for a, b in pairs])
+
+
 def _piq_inputs(x, reference, window, data_range, metric: str):
     x, reference, peak = _in_range(x, reference, window, data_range)
     low, high = min(x.min(), reference.min()).item(), max(x.max(), reference.max()).item()
     if low < 0 or high > peak:
-        raise ParameterError(
-            f"{metric} is defined on [0, data_range] = [0, {peak:g}], got [{low:g}, {high:g}]: give a window"
-        )
+        need = f"[0, data_range] = [0, {peak:g}]"
+        raise ParameterError(f"{metric} is defined on {need}, got [{low:g}, {high:g}]: give a window")
     torchvision_shim()  # piq imports torchvision, which needs help beside a CPU-only torch
     return require("piq", extra="test", needed_for=metric), x, reference, peak
 
@@ -145,22 +138,11 @@ def vif(x: Tensor, reference: Tensor, *, window: Window | None = None, data_rang
     piq, x, reference, peak = _piq_inputs(x, reference, window, data_range, "VIF")
     if min(x.shape[-2:]) < 41:
         raise ShapeError(f"VIF's four scales need at least 41x41 pixels, got {tuple(x.shape[-2:])}")
-    # One image a call: piq's 'none' reduction is per image, but its memory grows with the batch.
-    values = torch.cat(
-        [
-            piq.vif_p(a[None], b[None], data_range=peak, reduction="none").reshape(1)
-            for a, b in zip(x, reference, strict=True)
-        ]
-    )
+    values = _image_by_image(piq.vif_p, x, reference, data_range=peak)
     return values.where(reference.amax((1, 2, 3)) > reference.amin((1, 2, 3)), torch.nan)
 
 
 def fsim(x: Tensor, reference: Tensor, *, window: Window | None = None, data_range: float | None = None) -> Tensor:
     """Feature similarity on luminance: phase congruency and gradient (Zhang et al. 2011), through piq."""
     piq, x, reference, peak = _piq_inputs(x, reference, window, data_range, "FSIM")
-    return torch.cat(
-        [
-            piq.fsim(a[None], b[None], data_range=peak, chromatic=False, reduction="none").reshape(1)
-            for a, b in zip(x, reference, strict=True)
-        ]
-    )
+    return _image_by_image(piq.fsim, x, reference, data_range=peak, chromatic=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ldctlib.ct.nps import NPS, cut_rois, soft_tissue_rois, trend_removed
+from ldctlib.ct.nps import NPS, Corners, cut_rois, soft_tissue_rois, trend_removed
 from ldctlib.errors import ParameterError
 
 
@@ -29,9 +29,7 @@ def nps_distance(a: NPS, b: NPS, *, magnitude: bool = False) -> float:
     return float(np.abs(sa / sa.sum() - sb / sb.sum()).sum())
 
 
-def noise_std(
-    noise: Tensor, corners: list[tuple[int, int, int]] | None = None, size: int = 64, *, detrend: str = "plane"
-) -> float:
+def noise_std(noise: Tensor, corners: Corners | None = None, size: int = 64, *, detrend: str = "plane") -> float:
     """Noise's std in HU: root of the mean variance of the ROIs at ``corners`` (default: all soft tissue)
     after removal of each one's trend. For an image with anatomy use small ROIs (``size=16``)."""
     corners = soft_tissue_rois(noise, size) if corners is None else corners

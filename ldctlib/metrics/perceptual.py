@@ -71,9 +71,7 @@ def _check(x: Tensor, reference: Tensor, window: Window, net: str) -> None:
         raise ShapeError(f"LPIPS ({net}) needs {SMALLEST[net]} pixels a side, got {tuple(x.shape[-2:])}")
 
 
-def lpips(
-    x: Tensor, reference: Tensor, *, window: Window, net: str = "squeeze", allow_download: bool = False
-) -> Perceptual:
+def lpips(x: Tensor, reference: Tensor, *, window: Window, net="squeeze", allow_download=False) -> Perceptual:
     """LPIPS v0.1 (Zhang et al. 2018) of two ``(B, 1, H, W)`` HU images in a display window.
 
     Without the trunk's ImageNet weights in torch's cache (``$TORCH_HOME/hub/checkpoints``) the values are NaN
@@ -92,9 +90,7 @@ def lpips(
     return Perceptual(_distance(model, x, reference, window), net, "imagenet", "")
 
 
-def lpips_random_trunk(
-    x: Tensor, reference: Tensor, *, window: Window, net: str = "squeeze", seed: int = 0
-) -> Perceptual:
+def lpips_random_trunk(x: Tensor, reference: Tensor, *, window: Window, net="squeeze", seed=0) -> Perceptual:
     """LPIPS's formula on an untrained trunk: **not LPIPS**, a stand-in for demonstrations that never ranks."""
     _check(x, reference, window, net)
     return Perceptual(_distance(_model(net, "random", seed), x, reference, window), net, "random", "")

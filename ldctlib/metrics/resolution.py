@@ -31,13 +31,7 @@ class MTF:
 
 
 def mtf_edge(
-    image_hu: Tensor,
-    pixel_mm: float,
-    *,
-    circle: tuple[float, float, float] | None = None,
-    line: tuple[float, float, float] | None = None,
-    half_width_mm: float | None = None,
-    bin_px: float = 0.1,
+    image_hu: Tensor, pixel_mm: float, *, circle=None, line=None, half_width_mm: float | None = None, bin_px=0.1
 ) -> MTF:
     """MTF across a known edge of one image ``(1, 1, H, W)``: slanted (ISO 12233) or circular (Richard 2012).
 

@@ -10,9 +10,7 @@ import numpy as np
 from ldctlib.errors import ParameterError
 
 
-def paired_bootstrap(
-    difference, patients, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
+def paired_bootstrap(difference, patients, *, level=0.95, resamples=2000, seed=0) -> tuple[float, float, float]:
     """Mean paired difference and its interval ``(mean, low, high)``, resampling whole patients.
 
     Slices of one patient are not independent, so the patient is the unit (cluster bootstrap). Percentiles are

@@ -18,8 +18,7 @@ from ldctlib.image import fit
 from ldctlib.models.blocks import Downsample, ResBlock, SelfAttention, Upsample, group_norm, heads_for
 
 INITIAL_LOGVAR = -6.0
-"""Log variance of an untrained posterior, std 0.05: details first, regularisation later, as the ramps intend.
-"""
+"""Log variance of an untrained posterior, std 0.05: details first, regularisation later, as the ramps intend."""
 
 
 class Posterior(NamedTuple):
@@ -39,30 +38,43 @@ class Posterior(NamedTuple):
         return self.mean + self.std * noise.to(self.mean)
 
 
-class Encoder(nn.Module):
-    """(B, in, H, W) -> (B, out, H / 2^n, W / 2^n) for n + 1 levels of widths ``widths``."""
+class Layout(NamedTuple):
+    """What encoder and decoder share."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        blocks: int,
-        attention: Sequence[bool],
-        num_head_channels: int | None,
-        groups: int,
-    ):
+    widths: Sequence[int]  # channels a level, finest first
+    attention: Sequence[bool]  # a level
+    blocks: int  # a level of the encoder; the decoder has one more
+    num_head_channels: int | None
+    groups: int
+
+    def level(self, c: int, width: int, blocks: int, attend: bool) -> nn.Sequential:
+        """Residual blocks with self-attention between them, or after a single one."""
+        layers: list[nn.Module] = []
+        for i in range(blocks):
+            layers.append(ResBlock(c if i == 0 else width, width, groups=self.groups))
+            if attend and (i < blocks - 1 or blocks == 1):
+                layers.append(SelfAttention(width, heads_for(width, 1, self.num_head_channels), self.groups))
+        return nn.Sequential(*layers)
+
+    def out(self, c: int, channels: int) -> nn.Sequential:
+        return nn.Sequential(group_norm(c, self.groups), nn.SiLU(), nn.Conv2d(c, channels, 3, padding=1))
+
+
+class Encoder(nn.Module):
+    """(B, in, H, W) -> (B, out, H / 2^n, W / 2^n) for n + 1 levels."""
+
+    def __init__(self, in_channels: int, out_channels: int, layout: Layout):
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        c = layout.widths[0]
+        self.conv_in = nn.Conv2d(in_channels, c, 3, padding=1)
         self.levels, self.downs = nn.ModuleList(), nn.ModuleList()
-        c = widths[0]
-        for width, attend in zip(widths, attention, strict=True):
+        for width, attend in zip(layout.widths, layout.attention, strict=True):
             if self.levels:
                 self.downs.append(Downsample(c))
-            self.levels.append(_level(c, width, blocks, attend, num_head_channels, groups))
+            self.levels.append(layout.level(c, width, layout.blocks, attend))
             c = width
-        self.middle = _level(c, c, 2, attention[-1], num_head_channels, groups)
-        self.out = nn.Sequential(group_norm(c, groups), nn.SiLU(), nn.Conv2d(c, out_channels, 3, padding=1))
+        self.middle = layout.level(c, c, 2, layout.attention[-1])
+        self.out = layout.out(c, out_channels)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The output of every level, finest first, the middle's instead of the last's."""
@@ -78,29 +90,20 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror image, with one residual block a level more."""
+    """The encoder's mirror image."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        blocks: int,
-        attention: Sequence[bool],
-        num_head_channels: int | None,
-        groups: int,
-    ):
+    def __init__(self, in_channels: int, out_channels: int, layout: Layout):
         super().__init__()
-        c = widths[-1]
+        c = layout.widths[-1]
         self.conv_in = nn.Conv2d(in_channels, c, 3, padding=1)
-        self.middle = _level(c, c, 2, attention[-1], num_head_channels, groups)
+        self.middle = layout.level(c, c, 2, layout.attention[-1])
         self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
-        for width, attend in reversed(list(zip(widths, attention, strict=True))):
+        for width, attend in zip(layout.widths[::-1], layout.attention[::-1], strict=True):
             if self.levels:
                 self.ups.append(Upsample(c))
-            self.levels.append(_level(c, width, blocks + 1, attend, num_head_channels, groups))
+            self.levels.append(layout.level(c, width, layout.blocks + 1, attend))
             c = width
-        self.out = nn.Sequential(group_norm(c, groups), nn.SiLU(), nn.Conv2d(c, out_channels, 3, padding=1))
+        self.out = layout.out(c, out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.middle(self.conv_in(z))
@@ -158,10 +161,10 @@ class Autoencoder(nn.Module):
         self.in_channels, self.latent_channels, self.stem = in_channels, latent_channels, stem
         self.latent_scale = float(latent_scale)
         self.factor = stem * factors[-1]
-        widths = [width * m for m in channel_mult]
-        common = (widths, blocks, [f in attention_at for f in factors], num_head_channels, norm_groups)
-        self.encoder = Encoder(in_channels * stem**2, 2 * latent_channels, *common)
-        self.decoder = Decoder(latent_channels, in_channels * stem**2, *common)
+        widths, attention = [width * m for m in channel_mult], [f in attention_at for f in factors]
+        layout = Layout(widths, attention, blocks, num_head_channels, norm_groups)
+        self.encoder = Encoder(in_channels * stem**2, 2 * latent_channels, layout)
+        self.decoder = Decoder(latent_channels, in_channels * stem**2, layout)
         head = self.encoder.out[-1]  # its second half is the log variance
         nn.init.zeros_(head.weight[latent_channels:])
         nn.init.constant_(head.bias[latent_channels:], INITIAL_LOGVAR)
@@ -257,13 +260,3 @@ def low_cosines(size: int, count: int, channels: int = 1) -> tuple[Tensor, Tenso
         basis[i, i % channels] = torch.outer(dct[a], dct[b])
         gain[i] = (((1 + a) * (1 + b)) ** 0.5) * (1.0 if (a, b) != (0, 0) else 0.5)
     return basis, gain
-
-
-def _level(c: int, width: int, blocks: int, attend: bool, num_head_channels: int | None, groups: int) -> nn.Sequential:
-    """Residual blocks with self-attention between them, or after a single one."""
-    layers: list[nn.Module] = []
-    for i in range(blocks):
-        layers.append(ResBlock(c if i == 0 else width, width, groups=groups))
-        if attend and (i < blocks - 1 or blocks == 1):
-            layers.append(SelfAttention(width, heads_for(width, 1, num_head_channels), groups))
-    return nn.Sequential(*layers)

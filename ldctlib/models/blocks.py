@@ -29,10 +29,8 @@ def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
     since one channel a group would erase every channel's mean contrast.
     """
     if channels % groups:
-        raise ParameterError(
-            f"{channels} channels do not divide into {groups} groups: choose widths that are multiples of "
-            "norm_groups, or lower norm_groups"
-        )
+        fits = "choose widths that are multiples of norm_groups, or lower norm_groups"
+        raise ParameterError(f"{channels} channels do not divide into {groups} groups: {fits}")
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
@@ -47,10 +45,7 @@ def heads_for(channels: int, num_heads: int, num_head_channels: int | None) -> i
     """Attention heads at a width: of ``num_head_channels`` channels each if given, else ``num_heads``."""
     heads = num_heads if num_head_channels is None else channels // num_head_channels
     if heads < 1 or channels % heads or (num_head_channels and channels % num_head_channels):
-        raise ParameterError(
-            f"{channels} channels cannot be split evenly with num_heads={num_heads}, "
-            f"num_head_channels={num_head_channels}"
-        )
+        raise ParameterError(f"{channels} channels cannot be split evenly with {num_heads=}, {num_head_channels=}")
     return heads
 
 
@@ -99,34 +94,17 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        *,
-        emb_dim: int | None = None,
-        scale_shift: bool = False,
-        resample: str | None = None,
-        dropout: float = 0.0,
-        groups: int = 32,
+        self, channels, out_channels, *, emb_dim=None, scale_shift=False, resample=None, dropout=0.0, groups=32
     ):
         super().__init__()
         self.scale_shift = scale_shift
-        self.in_layers = nn.Sequential(
-            group_norm(channels, groups), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
-        self.resample = {
-            "up": Upsample(channels, learned=False),
-            "down": Downsample(channels, learned=False),
-            None: nn.Identity(),
-        }[resample]
+        first = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.in_layers = nn.Sequential(group_norm(channels, groups), nn.SiLU(), first)
+        self.resample = {"up": Upsample, "down": Downsample}[resample](channels, False) if resample else nn.Identity()
         if emb_dim is not None:
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels * (2 if scale_shift else 1)))
-        self.out_layers = nn.Sequential(
-            group_norm(out_channels, groups),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
-        )
+        last = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.out_layers = nn.Sequential(group_norm(out_channels, groups), nn.SiLU(), nn.Dropout(dropout), last)
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
@@ -186,11 +164,8 @@ def rotate_by_position(x: Tensor, positions: Tensor, longest: float = 100.0) -> 
 
 def grid_positions(grid: tuple[int, int], span: tuple[int, int], device: torch.device) -> Tensor:
     """Centres of a grid's cells in row-major order, (N, 2), on an extent of ``span`` units."""
-    rows, columns = (
-        (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * (extent / n)
-        for n, extent in zip(grid, span, strict=True)
-    )
-    return torch.cartesian_prod(rows, columns)
+    centres = [(torch.arange(n, device=device) + 0.5) * (extent / n) for n, extent in zip(grid, span, strict=True)]
+    return torch.cartesian_prod(*centres)
 
 
 class TokenAttention(nn.Module):
@@ -205,10 +180,8 @@ class TokenAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
 
     def forward(self, x: Tensor, context: Tensor, positions: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        q, k, v = (
-            layer(y).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer, y in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
-        )
+        projected = self.to_q(x), self.to_k(context), self.to_v(context)
+        q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in projected)
         if positions is not None:
             q, k = rotate_by_position(q, positions[0]), rotate_by_position(k, positions[1])
         return self.to_out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -268,9 +241,8 @@ class SpatialTransformer(nn.Module):
         self.head_channels = channels // heads
         self.norm = group_norm(channels, groups, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, context_dim, heads, dropout) for _ in range(depth)
-        )
+        blocks = (TransformerBlock(channels, context_dim, heads, dropout) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

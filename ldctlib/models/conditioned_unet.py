@@ -43,10 +43,8 @@ class ConditionedUNet(nn.Module):
         """x_t (B, in_channels, h, w); t as of the U-Net; concat (B, 2 in_channels, h, w): code, then estimate."""
         batch, channels, *grid = x_t.shape
         if concat.shape != (batch, 2 * channels, *grid):
-            raise ShapeError(
-                f"for x_t {tuple(x_t.shape)} concat holds code and estimate, (B, {2 * channels}, h, w) of the same "
-                f"grid; got {tuple(concat.shape)}"
-            )
+            wanted = f"code and estimate, (B, {2 * channels}, h, w) of the same grid"
+            raise ShapeError(f"for x_t {tuple(x_t.shape)} concat holds {wanted}; got {tuple(concat.shape)}")
         code, estimate = concat.chunk(2, dim=1)
         removed = (code - estimate) * self.gain
         context = estimate if self.unet.context_channels else None

@@ -40,10 +40,9 @@ class LocalPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        k = self.window
-        if h <= k and w <= k:
+        if max(h, w) <= self.window:
             return x.mean(dim=(2, 3), keepdim=True)
-        kernel = (min(k, h), min(k, w))
+        kernel = (min(self.window, h), min(self.window, w))
         pooled = F.avg_pool2d(x, kernel, stride=tuple(max(1, n // 2) for n in kernel))
         return F.interpolate(pooled, size=(h, w), mode="bilinear", align_corners=False)
 
@@ -83,15 +82,7 @@ class NAFNet(nn.Module):
     patch : side of the training patch in pixels, which sets the windows of the channel attention.
     """
 
-    def __init__(
-        self,
-        width: int = 48,
-        shuffle: int = 2,
-        encoder: tuple[int, ...] = (2, 2),
-        middle: int = 4,
-        decoder: tuple[int, ...] = (2, 2),
-        patch: int = 64,
-    ):
+    def __init__(self, width=48, shuffle=2, encoder=(2, 2), middle=4, decoder=(2, 2), patch=64):
         super().__init__()
         self.shuffle = shuffle
         self.factor = shuffle * 2 ** len(encoder)
@@ -118,8 +109,7 @@ class NAFNet(nn.Module):
             raise ShapeError(f"NAFNet takes (B, 1, H, W), got {tuple(x.shape)}")
         h, w = x.shape[-2:]
         x = fit(x, self.factor)
-        y = F.pixel_unshuffle(x, self.shuffle).contiguous(memory_format=torch.channels_last)
-        y = self.intro(y)
+        y = self.intro(F.pixel_unshuffle(x, self.shuffle).contiguous(memory_format=torch.channels_last))
         skips = []
         for encoder, reduce in zip(self.encoders, self.downs, strict=True):
             y = encoder(y)

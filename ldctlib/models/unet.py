@@ -7,39 +7,25 @@ The layout is guided-diffusion's (Dhariwal & Nichol 2021), with latent diffusion
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.models.blocks import (
-    Context,
-    Downsample,
-    ResBlock,
-    SelfAttention,
-    SpatialTransformer,
-    Upsample,
-    group_norm,
-    heads_for,
-    timestep_embedding,
-    zeroed,
-)
+from ldctlib.models import blocks
+from ldctlib.models.blocks import Context, ResBlock, SpatialTransformer
 
 RELEASED_CT_MR = dict(
     in_channels=3, model_channels=64, channel_mult=(1, 1, 2, 2, 4, 4), num_res_blocks=3, attention_at=(16, 32)
 )
 """The released CT and MR models of plug-and-play DDNM (bowang-lab/DPM-MedImgEnhance): 41,123,331 weights."""
 
-GUIDED_DIFFUSION_256 = dict(
-    in_channels=3,
-    model_channels=256,
-    channel_mult=(1, 1, 2, 2, 4, 4),
-    num_res_blocks=2,
-    attention_at=(8, 16, 32),
-    num_head_channels=64,
-    resblock_updown=True,
-    learn_sigma=True,
+GUIDED_DIFFUSION_256 = (
+    RELEASED_CT_MR
+    | dict(model_channels=256, num_res_blocks=2, attention_at=(8, 16, 32))
+    | dict(num_head_channels=64, resblock_updown=True, learn_sigma=True)
 )
 """guided-diffusion's unconditional 256x256 model."""
 
@@ -128,21 +114,12 @@ class UNet(nn.Module):
         if context_channels is not None:
             self.context_embed = _map_encoder(context_channels, context_dim, min(attention_at, default=self.factor))
 
-        def res(channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
-            return ResBlock(
-                channels,
-                out_channels,
-                emb_dim=emb_dim,
-                scale_shift=scale_shift_norm,
-                resample=resample,
-                dropout=dropout,
-                groups=norm_groups,
-            )
+        res = partial(ResBlock, emb_dim=emb_dim, scale_shift=scale_shift_norm, dropout=dropout, groups=norm_groups)
 
         def attend(channels: int) -> nn.Module:
-            heads = heads_for(channels, num_heads, num_head_channels)
+            heads = blocks.heads_for(channels, num_heads, num_head_channels)
             if context_dim is None:
-                return SelfAttention(channels, heads, norm_groups)
+                return blocks.SelfAttention(channels, heads, norm_groups)
             if context_channels is not None and channels // heads % 4:
                 raise ParameterError(f"a context map needs heads of a multiple of 4 channels, got {channels // heads}")
             return SpatialTransformer(channels, context_dim, heads, transformer_depth, dropout, norm_groups)
@@ -161,7 +138,9 @@ class UNet(nn.Module):
                 c = width
                 skips.append(c)
             if level < len(widths) - 1:
-                self.input_blocks.append(TimestepSequential(res(c, c, "down") if resblock_updown else Downsample(c)))
+                self.input_blocks.append(
+                    TimestepSequential(res(c, c, resample="down") if resblock_updown else blocks.Downsample(c))
+                )
                 skips.append(c)
 
         self.middle_block = TimestepSequential(res(c, c), attend(c), res(c, c))
@@ -174,13 +153,12 @@ class UNet(nn.Module):
                 )
                 c = width
                 if level and i == num_res_blocks:
-                    stage.append(res(c, c, "up") if resblock_updown else Upsample(c))
+                    stage.append(res(c, c, resample="up") if resblock_updown else blocks.Upsample(c))
                 self.output_blocks.append(stage)
 
         out_channels = out_channels or in_channels * (2 if learn_sigma else 1)
-        self.out = nn.Sequential(
-            group_norm(c, norm_groups), nn.SiLU(), zeroed(nn.Conv2d(c, out_channels, 3, padding=1))
-        )
+        last = blocks.zeroed(nn.Conv2d(c, out_channels, 3, padding=1))
+        self.out = nn.Sequential(blocks.group_norm(c, norm_groups), nn.SiLU(), last)
 
     def forward(
         self, x_t: Tensor, t: Tensor | float, concat: Tensor | None = None, context: Tensor | None = None
@@ -193,7 +171,7 @@ class UNet(nn.Module):
         t = torch.as_tensor(t, device=x_t.device)
         if t.ndim and t.shape != (len(x_t),):
             raise ShapeError(f"t is one timestep or ({len(x_t)},), one for each image; got {tuple(t.shape)}")
-        emb = self.time_embed(timestep_embedding(t.expand(len(x_t)), self.model_channels).to(dtype))
+        emb = self.time_embed(blocks.timestep_embedding(t.expand(len(x_t)), self.model_channels).to(dtype))
         attended = self._context(context, dtype)
         h = x_t if concat is None else torch.cat([x_t, concat.to(x_t.dtype)], dim=1)
         h, skips = self.encode(h.to(dtype), emb, attended)
@@ -228,10 +206,8 @@ class UNet(nn.Module):
 
     def _check(self, x_t: Tensor, concat: Tensor | None, context: Tensor | None) -> None:
         if x_t.ndim != 4 or x_t.shape[1] != self.in_channels or any(n % self.factor or not n for n in x_t.shape[2:]):
-            raise ShapeError(
-                f"this U-Net takes (B, {self.in_channels}, H, W) with H and W multiples of {self.factor}, "
-                f"got {tuple(x_t.shape)}: pad with image.fit and crop the result"
-            )
+            wanted = f"(B, {self.in_channels}, H, W) with H and W multiples of {self.factor}"
+            raise ShapeError(f"this U-Net takes {wanted}, got {_shape(x_t)}: pad with image.fit and crop the result")
         batch, _, h, w = x_t.shape
         expected = (batch, self.concat_channels, h, w) if self.concat_channels else None
         if (None if concat is None else tuple(concat.shape)) != expected:
