@@ -14,16 +14,10 @@ from ldctlib.profiles import PROFILES
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
-
-QUIET_OPENMP = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "500",
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-}
+QUIET_OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "500"}
+QUIET_OPENMP |= {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # of glibc
 """On a CPU that others use too, spinning threads, and memory given back at every step, cost several times a training
-step; a very short spin gives small networks a sixth of their time back. The two thresholds are glibc's; elsewhere they
-mean nothing."""
+step; a very short spin gives small networks a sixth of their time back."""
 
 
 def environment(*, threads: int) -> dict[str, str]:
@@ -67,10 +61,8 @@ def run_tests(args: argparse.Namespace) -> int:
     pytest = [sys.executable, "-m", "pytest", "-q", "-rs", "-n", workers]
     # loadscope keeps the cells of one notebook in one worker and in order.
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300", "--dist", "loadscope"]
-    jobs = (
-        [*pytest, "--dist", "worksteal", "tests", *args.rest],
-        [*pytest, *nbval, "-p", "no:cacheprovider", "notebooks"],
-    )
+    units, notebooks = ["--dist", "worksteal", "tests", *args.rest], [*nbval, "-p", "no:cacheprovider", "notebooks"]
+    jobs = [*pytest, *units], [*pytest, *notebooks]
     codes = [subprocess.run(job, cwd=ROOT, env=environment(threads=1)).returncode for job in jobs]
     return max(abs(code) for code in codes)
 
@@ -111,14 +103,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="workshop", help=f"default workshop. {purposes}")
     sub.add_argument("--only", default="", help=numbers)
     sub.add_argument("--out", type=Path, help="folder of the results; default runs/PROFILE")
-    sub.add_argument(
-        "-p",
-        dest="parameter",
-        action="append",
-        default=[],
-        metavar="name=value",
-        help="set a notebook parameter; may be repeated",
-    )
+    many = dict(action="append", default=[], metavar="name=value", help="set a notebook parameter; may be repeated")
+    sub.add_argument("-p", dest="parameter", **many)
     sub = add("notebooks", execute_notebooks, "re-execute the notebooks in place, with metadata that does not change")
     sub.add_argument("--only", default="", help=numbers)
     # the next three pass all of their arguments on, --help too

@@ -93,9 +93,8 @@ def execute_in_place(path: Path) -> str:
 
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
-    ).execute()
+    folder = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=folder).execute()
     make_stable(notebook)
     text = nbformat.writes(notebook) + "\n"
     if str(path.resolve().parent.parent) in text:
@@ -118,24 +117,16 @@ def make_stable(notebook: Any) -> None:
         for key in ("execution", "papermill", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_widget(output)]
+            widget = "application/vnd.jupyter.widget-view+json"
+            cell.outputs = [output for output in cell.outputs if widget not in output.get("data", {})]
             for output in cell.outputs:
-                _hide_addresses(output)
+                _hide_addresses(output, "text")
+                _hide_addresses(output.get("data", {}), "text/plain", "text/html")
 
 
-def _is_widget(output: Any) -> bool:
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-
-
-def _hide_addresses(output: Any) -> None:
-    def hide(text: str) -> str:
-        return re.sub(r"\b0x[0-9a-f]{6,16}\b", "0x…", text)
-
-    if "text" in output:
-        output["text"] = hide(output["text"])
-    for kind in ("text/plain", "text/html"):
-        if kind in output.get("data", {}):
-            output["data"][kind] = hide(output["data"][kind])
+def _hide_addresses(texts: Any, *keys: str) -> None:
+    for key in set(keys) & set(texts):
+        texts[key] = re.sub(r"\b0x[0-9a-f]{6,16}\b", "0x…", texts[key])
 
 
 def _assign(paths: list[Path], profile: str, values: dict[str, Any]) -> dict[Path, dict[str, Any]]:
@@ -205,28 +196,13 @@ def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     from papermill.exceptions import PapermillExecutionError
 
     folder, executed = out / path.stem, out / path.name
-    record = {
-        "name": path.stem,
-        "title": path.stem,
-        "status": "failed",
-        "error": "interrupted",
-        "seconds": 0.0,
-        "profile": chosen["profile"],
-        "figures": [],
-        "metrics": {},
-        "html": False,
-    }
+    record: dict[str, Any] = dict(name=path.stem, title=path.stem, profile=chosen["profile"], figures=[], metrics={})
+    record |= dict(status="failed", error="interrupted", seconds=0.0, html=False)
     write_json(folder / "run.json", record)  # first: a run that is killed leaves files that the next one may replace
     error, start = "", time.perf_counter()
     try:
-        papermill.execute_notebook(
-            str(path),
-            str(executed),
-            {**chosen, "out": str(folder)},
-            cwd=str(path.parent),
-            kernel_name="python3",
-            progress_bar=False,
-        )
+        options = dict(cwd=str(path.parent), kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(str(path), str(executed), {**chosen, "out": str(folder)}, **options)
     except PapermillExecutionError as failure:
         error = f"cell {failure.cell_index} (In [{failure.exec_count}]): {failure.ename}: {failure.evalue}"
     except Exception as failure:  # a kernel that died or did not start: the page has to say so too

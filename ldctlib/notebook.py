@@ -54,14 +54,8 @@ class Settings:
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> Path:
         """Write ``metrics.json`` (numbers, strings, lists of them) into ``out``, whole or not at all."""
-        record = {
-            "notebook": self.notebook,
-            "profile": self.profile.name,
-            "data": self._data_name(),
-            "seed": self.seed,
-            "device": str(self.device),
-            "metrics": metrics,
-        }
+        record = {"notebook": self.notebook, "profile": self.profile.name, "data": self._data_name()}
+        record |= {"seed": self.seed, "device": str(self.device), "metrics": metrics}
         return write_json(self.out / "metrics.json", record)
 
     def new_path(self, name: str) -> Path:
@@ -84,14 +78,7 @@ class Settings:
 
 
 def parameters(
-    notebook: str,
-    *,
-    profile: str = "workshop",
-    data: str | os.PathLike = "phantom",
-    out: str | os.PathLike,
-    seed: int = 0,
-    device: str = "auto",
-    **more: Any,
+    notebook: str, *, profile="workshop", data="phantom", out: str | os.PathLike, seed=0, device="auto", **more: Any
 ) -> Settings:
     """Validate a notebook's parameters and make its output folder.
 
@@ -123,9 +110,8 @@ def check_names(names: Iterable[str], allowed: Iterable[str], *, where: str) -> 
     allowed = tuple(allowed)
     for name in names:
         if name not in allowed:
-            raise ParameterError(
-                f"{where} has no parameter '{name}'{did_you_mean(name, allowed)}. It has: {', '.join(allowed)}"
-            )
+            near = did_you_mean(name, allowed)
+            raise ParameterError(f"{where} has no parameter '{name}'{near}. It has: {', '.join(allowed)}")
 
 
 def make_folder(out: str | os.PathLike) -> Path:
@@ -142,7 +128,6 @@ def make_folder(out: str | os.PathLike) -> Path:
 
 def resolve_device(name: str) -> torch.device:
     """``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"`` as a device that exists here."""
-    allowed = "auto, cpu, cuda, cuda:N, mps"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -150,7 +135,7 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ParameterError(f"device={name!r} is not a device; allowed: {allowed}")
+        raise ParameterError(f"device={name!r} is not a device; allowed: auto, cpu, cuda, cuda:N, mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ParameterError(f"device={name!r}, but PyTorch sees {count} CUDA devices here; use 'auto' or 'cpu'")

@@ -39,15 +39,8 @@ def _image_by_image(f: Callable[[np.ndarray, NoiseModel], np.ndarray]) -> Denois
     """A NumPy filter of one (H, W) image and its noise as a denoiser of batches."""
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        out = [
-            torch.from_numpy(
-                np.ascontiguousarray(
-                    f(image[0].cpu().numpy(), _noise_of(image[None], noise, spacing_mm)), dtype=np.float32
-                )
-            )[None]
-            for image in ldct
-        ]
-        return torch.stack(out).to(ldct.device)
+        out = [f(image[0].cpu().numpy(), _noise_of(image[None], noise, spacing_mm)) for image in ldct]
+        return torch.from_numpy(np.stack(out).astype(np.float32))[:, None].to(ldct.device)
 
     return denoise
 

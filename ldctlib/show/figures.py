@@ -1,7 +1,7 @@
 """Figures of CT images and of curves: HU on every colour bar, legible at a notebook's width.
 
-Images are float32 tensors or arrays in HU of shape (H, W) or (1, 1, H, W). Every function returns a
-matplotlib Figure that is closed to pyplot, so that a notebook shows it once, as the cell's value.
+Images are float32 tensors or arrays in HU of shape (H, W) or (1, 1, H, W). Every function returns a matplotlib Figure
+that is closed to pyplot, so that a notebook shows it once, as the cell's value.
 """
 
 from __future__ import annotations
@@ -34,11 +34,7 @@ def plane(image_hu: Any) -> np.ndarray:
 
 
 def grid(
-    lines: Sequence[Sequence[tuple[Any, Window, str]]],
-    *,
-    titles: Sequence[str] = (),
-    labels: Iterable[str] = (),
-    margins: tuple[float, float] = (0.8, 0.6),
+    lines: Sequence[Sequence[tuple[Any, Window, str]]], *, titles: Sequence[str] = (), labels=(), margins=(0.8, 0.6)
 ) -> tuple[Figure, np.ndarray]:
     """Images in lines, each with its window and its colour map; returns the figure and its axes (lines, columns).
 
@@ -49,17 +45,12 @@ def grid(
 
     Raises ParameterError and ShapeError.
     """
-    import matplotlib.pyplot as plt
-
     lines = [[(plane(image), *look) for image, *look in line] for line in lines]
     aspects = [height / width for height, width in (_common_shape([cell[0] for cell in line]) for line in lines)]
     columns = len(lines[0])
     side = min((WIDTH - margins[0]) / columns, LARGEST)
     size = (side * columns + margins[0], side * sum(aspects) + margins[1])
-    figure, axes = plt.subplots(
-        len(lines), columns, figsize=size, squeeze=False, layout="constrained", height_ratios=aspects
-    )
-    plt.close(figure)
+    figure, axes = _axes(len(lines), columns, size, height_ratios=aspects)
     for line_axes, line, label in zip_longest(axes, lines, labels, fillvalue=""):
         for axis, cell in zip_longest(line_axes, line):
             axis.set_visible(cell is not None)
@@ -75,13 +66,7 @@ def grid(
 
 
 def rows(
-    images: Mapping[str, Any],
-    *,
-    window: Window,
-    roi: tuple[int, int, int, int] | None = None,
-    reference: str | None = None,
-    difference: Window = DIFFERENCE,
-    captions: Mapping[str, str] | None = None,
+    images: Mapping[str, Any], *, window: Window, roi=None, reference=None, difference=DIFFERENCE, captions=None
 ) -> Figure:
     """Named images side by side in one window; below them a zoomed part, and what differs, in HU.
 
@@ -146,11 +131,7 @@ def strips(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, window: 
 
 
 def disagreement(
-    lines: Mapping[str, Mapping[str, Any]],
-    *,
-    window: Window = SOFT_TISSUE,
-    top_hu: float = 30.0,
-    circles: Sequence[tuple[float, float, float]] = (),
+    lines: Mapping[str, Mapping[str, Any]], *, window: Window = SOFT_TISSUE, top_hu: float = 30.0, circles=()
 ) -> Figure:
     """Rows of images under the same titles; the last column's are standard deviations, 0 … ``top_hu`` HU, in colour.
 
@@ -177,13 +158,7 @@ def disagreement(
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, tuple[Any, Any]]],
-    *,
-    xlabel: str,
-    levels: Mapping[str, Mapping[str, float]] | None = None,
-    reference: str | None = None,
-    log_x: bool = False,
-    falling: bool = False,
+    panels: Mapping[str, Mapping[str, Any]], *, xlabel: str, levels=None, reference=None, log_x=False, falling=False
 ) -> Figure:
     """Line plots side by side: panel (its y label) → line name → (x, y).
 
@@ -192,15 +167,11 @@ def curves(
     log_x : powers of two on the x axis, for numbers of steps
     falling : the largest x on the left, for times that a sampler walks down
     """
-    import matplotlib.pyplot as plt
-
     if not panels or not all(panels.values()):
         raise ParameterError("curves need at least one panel, and a line in each")
     if unknown := sorted(set(levels or {}) - set(panels)):
         raise ParameterError(f"levels name panels that are not there: {unknown}; there are {sorted(panels)}")
-    size = (min(WIDTH, 6.2 * len(panels)), 3.1)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
-    plt.close(figure)
+    figure, axes = _axes(1, len(panels), (min(WIDTH, 6.2 * len(panels)), 3.1))
     for axis, (label, lines) in zip(axes[0], panels.items(), strict=True):
         for name, (x, y) in lines.items():
             if len(x) != len(y):
@@ -222,9 +193,7 @@ def curves(
     return figure
 
 
-def nps_plot(
-    spectra: Mapping[str, tuple[Any, Any]], *, reference: str | None = None, normalise: bool = False
-) -> Figure:
+def nps_plot(spectra: Mapping[str, tuple[Any, Any]], *, reference: str | None = None, normalise=False) -> Figure:
     """Radial noise power spectra: name → (frequency in 1/mm, NPS in HU² mm²).
 
     ``normalise`` divides each by its peak, to compare shapes; the reference is drawn dashed and black.
@@ -236,6 +205,15 @@ def nps_plot(
     figure = curves({label: lines}, xlabel="spatial frequency (1/mm)", reference=reference)
     figure.axes[0].set(xlim=(0, None), ylim=(0, None))
     return figure
+
+
+def _axes(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of ``size`` inches that is closed to pyplot, and its axes (rows, columns)."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    plt.close(figure)
+    return figure, axes
 
 
 def _common_shape(images: Iterable[np.ndarray]) -> tuple[int, int]:

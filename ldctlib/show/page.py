@@ -67,10 +67,8 @@ def number(value: Any) -> str:
 def _section(record: Mapping[str, Any]) -> str:
     name = escape(record["name"])
     metrics = flatten(record["metrics"])
-    shown = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(number(value))}</dd></div>"
-        for key, value in list(metrics.items())[:MAX_METRICS]
-    )
+    first = [(escape(key), escape(number(value))) for key, value in list(metrics.items())[:MAX_METRICS]]
+    shown = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in first)
     more = len(metrics) - MAX_METRICS
     links = [f'<a href="{name}.html">read</a>'] if record.get("html") else []
     links.append(f'<a href="{name}.ipynb">notebook</a>')

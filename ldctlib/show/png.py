@@ -19,21 +19,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 ROI_COLOUR = "#E69F00"
 LEVELS = 96  # of each colour map in an embedded image: 4 HU in a window of 400, below what an eye tells apart
 
-STYLE = {
-    "figure.dpi": DPI,
-    "savefig.dpi": DPI,
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "lines.linewidth": 1.6,
-    "image.interpolation": "nearest",
-}
+STYLE = (
+    {"figure.dpi": DPI, "savefig.dpi": DPI, "figure.facecolor": "white", "image.interpolation": "nearest"}
+    | {"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 9, "legend.frameon": False}
+    | {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": False, "lines.linewidth": 1.6}
+)
 
 
 def use_style() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -21,16 +21,10 @@ class Table:
     """
 
     def __init__(
-        self,
-        rows: Any,
-        *,
-        better: Mapping[str, str] | None = None,
-        digits: Mapping[str, int] | None = None,
-        skip: Sequence[str] = (),
+        self, rows, *, better: Mapping[str, str] | None = None, digits: Mapping[str, int] | None = None, skip=()
     ):
-        if hasattr(rows, "to_dict"):
-            rows = rows.to_dict("records")
-        self.rows, self.better, self.digits, self.skip = (list(rows), dict(better or {}), dict(digits or {}), skip)
+        self.rows = list(rows.to_dict("records") if hasattr(rows, "to_dict") else rows)
+        self.better, self.digits, self.skip = dict(better or {}), dict(digits or {}), skip
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
         for name, end in self.better.items():
             if end not in ("high", "low") or name not in self.columns:
@@ -55,24 +49,20 @@ class Table:
     def __repr__(self) -> str:
         cells = [self.columns] + [[self.text(row, column) for column in self.columns] for row in self.rows]
         widths = [max(len(line[i]) for line in cells) for i in range(len(self.columns))]
-        aligned = [
-            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
-            for line in cells
-        ]
+        sides = (str.ljust, *[str.rjust] * (len(widths) - 1))
+        aligned = ([side(text, w) for side, text, w in zip(sides, line, widths, strict=True)] for line in cells)
         return "\n".join("  ".join(line).rstrip() for line in aligned)
 
     def _repr_html_(self) -> str:
         best = {column: self.best(column) for column in self.columns}
         head = "".join(f"<th>{escape(str(column))}</th>" for column in self.columns)
 
-        def cell(index: int, row: Mapping[str, Any], column: str) -> str:
-            text = escape(self.text(row, column))
+        def cell(index: int, column: str) -> str:
+            text = escape(self.text(self.rows[index], column))
             return f"<td><b>{text}</b></td>" if index in best[column] else f"<td>{text}</td>"
 
-        body = "".join(
-            "<tr>" + "".join(cell(index, row, column) for column in self.columns) + "</tr>"
-            for index, row in enumerate(self.rows)
-        )
+        lines = ("".join(cell(index, column) for column in self.columns) for index in range(len(self.rows)))
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

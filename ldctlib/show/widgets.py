@@ -88,24 +88,18 @@ def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
     return panel(controls, render, figure)
 
 
-def wipe(
-    before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE, names: tuple[str, str] = ("before", "after")
-) -> Panel:
+def wipe(before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE, names=("before", "after")) -> Panel:
     """Drag a line across two images of the same slice, in HU."""
     import ipywidgets as w
 
-    label = f"{names[0]} | {names[1]}"
-    controls = {
-        "fraction": w.FloatSlider(
-            0.5, min=0.0, max=1.0, step=0.01, description=label, readout=False, style={"description_width": "initial"}
-        )
-    }
+    look = dict(description=f"{names[0]} | {names[1]}", readout=False, style={"description_width": "initial"})
+    controls = {"fraction": w.FloatSlider(0.5, min=0.0, max=1.0, step=0.01, **look)}
     images = {names[0]: before_hu, names[1]: after_hu}
-    return panel(
-        controls,
-        lambda fraction: render_wipe(before_hu, after_hu, fraction, window),
-        lambda: rows(images, window=window),
-    )
+
+    def render(fraction: float) -> np.ndarray:
+        return render_wipe(before_hu, after_hu, fraction, window)
+
+    return panel(controls, render, lambda: rows(images, window=window))
 
 
 def dose_slider(scans_hu: Mapping[float, Any], reference_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
