@@ -112,18 +112,9 @@ def save(
         if stored.is_floating_point() and not torch.isfinite(stored).all():
             raise CheckpointError(f"cannot save '{model}': '{name}' is not finite as {stored.dtype}")
         tensors[name] = stored
-    fields = {
-        "model": model,
-        "config": dict(config),
-        "hu_range": None if hu_range is None else asdict(hu_range),
-        "output": output,
-        "pipeline": pipeline,
-        "uses": dict(uses or {}),
-        "recipe": recipe,
-        "stages": list(stages),
-        "trained_on": dict(trained_on),
-        "quality": dict(quality or {}),
-    }
+    fields = dict(model=model, config=dict(config), output=output, pipeline=pipeline, uses=dict(uses or {}))
+    fields |= dict(recipe=recipe, stages=list(stages), trained_on=dict(trained_on), quality=dict(quality or {}))
+    fields["hu_range"] = None if hu_range is None else asdict(hu_range)
     write_tensors(path, tensors, kind=FORMAT, fields=fields)
     return Path(path)
 
@@ -203,19 +194,10 @@ def _from_old_header(path: str | Path, fields: Mapping[str, Any]) -> dict[str, A
     if stages and (patches := notes.pop("patches", None)):
         stages[-1]["data"] = patches | {"noise_sd_hu": [patches.pop("sd_low_hu"), patches.pop("sd_high_hu")]}
     full_dose = notes.pop("keep", 0.25) == 0 and "full dose" in str(notes.get("target", "")).replace("-", " ")
-    return {
-        "model": fields["model"],
-        "config": config,
-        "hu_range": fields["units"],
-        "output": "full dose" if full_dose else "truth",
-        "pipeline": pipeline,
-        "uses": uses,
-        "recipe": Path(path).stem,
-        "stages": stages,
-        "trained_on": notes,
-        "quality": fields["quality"],
-        "sha256": fields["sha256"],
-    }
+    kept = {name: fields[name] for name in ("model", "config", "quality", "sha256")}
+    output = "full dose" if full_dose else "truth"
+    new = dict(hu_range=fields["units"], output=output, pipeline=pipeline, uses=uses, recipe=Path(path).stem)
+    return kept | new | dict(stages=stages, trained_on=notes)
 
 
 def model_class(name: str) -> type[nn.Module]:

@@ -2,5 +2,3 @@
 
 from ldctlib.methods.denoiser import Denoiser, LoadedMethod, blend
 from ldctlib.methods.registry import METHODS, Method, from_spec, load, table
-
-__all__ = ["METHODS", "Denoiser", "LoadedMethod", "Method", "blend", "from_spec", "load", "table"]

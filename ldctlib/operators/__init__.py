@@ -2,5 +2,3 @@
 
 from ldctlib.operators.ct import CTProjection
 from ldctlib.operators.operator import Composition, Identity, Operator, conjugate_gradient
-
-__all__ = ["CTProjection", "Composition", "Identity", "Operator", "conjugate_gradient"]

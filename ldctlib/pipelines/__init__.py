@@ -4,13 +4,3 @@ from ldctlib.pipelines.conditioning import Conditioning, Conditions
 from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.pipeline import DiffusionPipeline, PipelineSpec
 from ldctlib.pipelines.regression import RegressionNetwork
-
-__all__ = [
-    "Conditioning",
-    "Conditions",
-    "DiffusionPipeline",
-    "LatentGrid",
-    "PipelineSpec",
-    "PixelGrid",
-    "RegressionNetwork",
-]

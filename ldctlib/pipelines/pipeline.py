@@ -91,13 +91,10 @@ class DiffusionPipeline:
         if checkpoint.pipeline is None:
             raise CheckpointError(f"{path}: records no diffusion process: it is no diffusion model")
         spec = PipelineSpec(**checkpoint.pipeline)
-        used = {
-            name: checkpoints.load(
-                checkpoints.find(name, sha256=checkpoint.uses[name], folders=[checkpoint.path.parent]),
-                map_location=device,
-            )
-            for name in spec.uses
-        }
+        used = {}
+        for name in spec.uses:
+            found = checkpoints.find(name, sha256=checkpoint.uses[name], folders=[checkpoint.path.parent])
+            used[name] = checkpoints.load(found, map_location=device)
         network = checkpoints.build(checkpoint, map_location=device).to(memory_format=torch.channels_last)
         return cls(network, spec, checkpoint.hu_range, used, device=device, output=checkpoint.output)
 

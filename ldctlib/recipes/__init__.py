@@ -10,17 +10,3 @@ A recipe has stages; each starts from the averaged weights of the one before.
 
 from ldctlib.recipes.recipe import HU_RANGE, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.recipes.running import RECIPES, graph, recipe, run
-
-__all__ = [
-    "HU_RANGE",
-    "RECIPES",
-    "SMALL_BANKS",
-    "Context",
-    "Network",
-    "Recipe",
-    "Stage",
-    "graph",
-    "recipe",
-    "run",
-    "save",
-]

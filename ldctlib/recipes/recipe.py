@@ -120,11 +120,6 @@ class Context:
 
     def pipeline(self) -> DiffusionPipeline:
         """The diffusion pipeline around the first network, as a checkpoint of this recipe is sampled with."""
-        return DiffusionPipeline(
-            self.network,
-            self.recipe.pipeline,
-            self.recipe.hu_range,
-            self.needed,
-            device=self.device,
-            precision="auto" if self.stage.train.precision == "auto" else "float32",
-        )
+        precision = "auto" if self.stage.train.precision == "auto" else "float32"
+        recipe, options = self.recipe, dict(device=self.device, precision=precision)
+        return DiffusionPipeline(self.network, recipe.pipeline, recipe.hu_range, self.needed, **options)

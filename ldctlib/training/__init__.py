@@ -10,5 +10,3 @@ state is left as it was. What remains to be stored is the weights, the optimiser
 from ldctlib.training.config import LossFunction, Optimizer, TrainConfig, Update
 from ldctlib.training.loop import TrainLog, train
 from ldctlib.training.state import STATE_FORMAT
-
-__all__ = ["STATE_FORMAT", "LossFunction", "Optimizer", "TrainConfig", "TrainLog", "Update", "train"]
