@@ -12,17 +12,3 @@ from ldctlib.benchmark.record import record
 from ldctlib.benchmark.result import BenchmarkResult
 from ldctlib.benchmark.run import run
 from ldctlib.metrics.statistics import paired_bootstrap
-
-__all__ = [
-    "DEFAULT_METRICS",
-    "METRICS",
-    "BenchmarkCase",
-    "BenchmarkResult",
-    "CaseMetric",
-    "collection_cases",
-    "paired_bootstrap",
-    "phantom_cases",
-    "real_pairs",
-    "record",
-    "run",
-]

@@ -24,18 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dose", type=float, help="of the low-dose scans, where the folder does not say it")
     parser.add_argument("--patients", type=int, default=4, help="phantom patients")
     parser.add_argument("--crop", type=int, help="the central square of the phantoms, for slow methods")
-    parser.add_argument(
-        "--methods",
-        default="ldct,gaussian",
-        help="comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0",
-    )
+    names = "comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0"
+    parser.add_argument("--methods", default="ldct,gaussian", help=names)
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"of {', '.join(METRICS)}")
-    parser.add_argument(
-        "--residual-noise",
-        default="dose",
-        type=lambda text: text if text == "dose" else float(text),
-        help="share of what was removed that is added again against a full-dose reference; default: the dose",
-    )
+    share = "share of what was removed that is added again against a full-dose reference; default: the dose"
+    parser.add_argument("--residual-noise", default="dose", type=lambda x: x if x == "dose" else float(x), help=share)
     parser.add_argument("--json", type=Path, help="also write every number here")
     parser.add_argument("--record", action="store_true", help="write the means into the shipped checkpoints' headers")
     parser.add_argument("--device", default="cpu")
@@ -50,14 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:  # seeds far from any that training draws first
             seeds = range(9_000_001, 9_000_001 + options.patients)
             cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop)
-        result = run(
-            loaded,
-            cases,
-            window=SOFT_TISSUE,
-            metrics=filter(None, options.metrics.split(",")),
-            residual_noise=options.residual_noise,
-            device=options.device,
-        )
+        given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
+        result = run(loaded, cases, window=SOFT_TISSUE, device=options.device, **given)
         if options.record:
             record(result)
     except LdctError as error:

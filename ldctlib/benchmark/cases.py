@@ -62,9 +62,6 @@ class BenchmarkCase:
         return [self, full]
 
 
-# ---------------------------------------------------------------- phantoms
-
-
 def phantom_cases(
     seeds: Sequence[int],
     doses: Sequence[float] = (0.25,),
@@ -95,41 +92,22 @@ def phantom_cases(
     side = size if crop is None else int(crop)
     if not 16 <= side <= size:
         raise ParameterError(f"crop is a number of pixels from 16 to size = {size}, got {crop}")
+    grid = {"size": size, "pixel_mm": pixel_mm, "thickness_mm": thickness_mm}
+    scanner = {"full_dose_sd_hu": full_dose_sd_hu, "n_views": n_views}
     cases = []
     for seed in seeds:
         patient = Patient.random(int(seed))
         low, high = patient.z_range_mm
         z_mm = low + height * (high - low)
-        made = scan_phantom(
-            patient,
-            z_mm,
-            (1.0, *doses),
-            kernels=kernels,
-            full_dose_sd_hu=full_dose_sd_hu,
-            thickness_mm=thickness_mm,
-            size=size,
-            pixel_mm=pixel_mm,
-            n_views=n_views,
-            generator=torch.Generator().manual_seed(int(seed)),
-        )
-        part = _body_centre(patient.slice(z_mm, size=size, pixel_mm=pixel_mm, thickness_mm=thickness_mm).hu, side)
+        scanner["generator"] = torch.Generator().manual_seed(int(seed))
+        made = scan_phantom(patient, z_mm, (1.0, *doses), kernels=kernels, **scanner, **grid)
+        part = _body_centre(patient.slice(z_mm, **grid).hu, side)
         for name, images in made.items():
             truth, full, *scans = (x[part].contiguous() for x in images)
-            cases += [
-                BenchmarkCase(
-                    f"phantom {seed}",
-                    x,
-                    truth,
-                    "truth",
-                    d,
-                    pixel_mm,
-                    group=f"{thickness_mm:g} mm {name}",
-                    slice=f"{z_mm:.0f} mm",
-                    slice_mm=thickness_mm,
-                    full_dose_hu=full,
-                )
-                for d, x in zip(doses, scans, strict=True)
-            ]
+            where = f"{thickness_mm:g} mm {name}", f"{z_mm:.0f} mm", thickness_mm
+            for dose, ldct in zip(doses, scans, strict=True):
+                case = BenchmarkCase(f"phantom {seed}", ldct, truth, "truth", dose, pixel_mm, *where, full_dose_hu=full)
+                cases.append(case)
     groups = list(dict.fromkeys(c.group for c in cases))
     return sorted(cases, key=lambda c: (groups.index(c.group), -c.dose))
 
@@ -141,9 +119,6 @@ def _body_centre(image_hu: Tensor, side: int) -> tuple:
     centre = (body.amin(0) + body.amax(0)) / 2 if len(body) else torch.tensor([size / 2, size / 2])
     row, column = (int(c) for c in (centre - side / 2).round().clamp(0, size - side))
     return ..., slice(row, row + side), slice(column, column + side)
-
-
-# ---------------------------------------------------------------- real pairs
 
 
 def collection_cases(
@@ -161,9 +136,7 @@ def collection_cases(
     if slices_per_patient is not None and slices_per_patient < 1:
         raise ParameterError(f"slices_per_patient is 1 or more, got {slices_per_patient}")
     if not len(collection.pairs()):
-        raise ScanError(
-            f"{collection.name}: nobody has a full-dose and a low-dose scan; data/README.md has the layouts"
-        )
+        raise ScanError(f"{collection.name}: nobody has a full-dose and a low-dose scan; see data/README.md")
     for case in collection.pairs():
         full, low = case.load_pair()
         if not full.spacing_mm:
@@ -172,21 +145,17 @@ def collection_cases(
         n = min(depth, slices_per_patient or depth)
         fraction = case.dose or _dose_in_headers(full, low) or dose or math.nan
         thickness = "unknown thickness" if full.thickness_mm is None else f"{full.thickness_mm:g} mm"
+        group, slice_mm = (
+            f"{thickness} {full.kernel or 'unknown kernel'}",
+            full.thickness_mm or float(full.spacing_mm[0]),
+        )
+        dose_and_pixel = fraction, float(full.spacing_mm[-1])
         names = [file.stem for file in full.source_files] if len(full.source_files) == depth else range(depth)
         for index in ((2 * k + 1) * depth // (2 * n) for k in range(n)):  # the middles of n equal parts
             # copies: a view would keep the whole scan in memory
             ldct, reference = (scan.images_hu()[index : index + 1].clone() for scan in (low, full))
-            yield BenchmarkCase(
-                case.patient,
-                ldct,
-                reference,
-                "full dose",
-                fraction,
-                pixel_mm=float(full.spacing_mm[-1]),
-                group=f"{thickness} {full.kernel or 'unknown kernel'}",
-                slice="/".join(filter(None, (case.variant, str(names[index])))),
-                slice_mm=full.thickness_mm or float(full.spacing_mm[0]),
-            )
+            where = group, "/".join(filter(None, (case.variant, str(names[index])))), slice_mm
+            yield BenchmarkCase(case.patient, ldct, reference, "full dose", *dose_and_pixel, *where)
 
 
 def _dose_in_headers(full: Scan, low: Scan) -> float | None:
@@ -202,8 +171,6 @@ def _dose_in_headers(full: Scan, low: Scan) -> float | None:
     return ratio if 0 < ratio < 1 else None
 
 
-def real_pairs(
-    root: str | Path, *, slices_per_patient: int | None = None, dose: float | None = None
-) -> list[BenchmarkCase]:
+def real_pairs(root: str | Path, **options) -> list[BenchmarkCase]:
     """:func:`collection_cases` of a folder, in any layout of :func:`~ldctlib.data.collection.open_collection`."""
-    return list(collection_cases(open_collection(root), slices_per_patient=slices_per_patient, dose=dose))
+    return list(collection_cases(open_collection(root), **options))

@@ -58,10 +58,9 @@ def _nps_of_residual(magnitude: bool) -> Measure:
             return math.nan  # nothing removed: no spectrum
         size = 64 if min(x.shape[-2:]) >= 256 else 32
         corners = M.soft_tissue_rois(case.reference_hu, size)
-        removed, noise = (
-            M.nps(case.ldct_hu - y, case.pixel_mm, roi=size, corners=corners) for y in (x, case.reference_hu)
-        )
-        return M.nps_distance(removed, noise, magnitude=magnitude)
+        differences = case.ldct_hu - x, case.ldct_hu - case.reference_hu
+        spectra = (M.nps(image, case.pixel_mm, roi=size, corners=corners) for image in differences)
+        return M.nps_distance(*spectra, magnitude=magnitude)
 
     return distance
 

@@ -17,6 +17,9 @@ from ldctlib.files import write_json
 from ldctlib.metrics.statistics import Score, paired_bootstrap
 from ldctlib.units import Window
 
+PLAIN = ("baseline", "metrics", "provenance", "notes", "device")
+"""Fields that JSON holds as they are, in the order of :class:`BenchmarkResult`."""
+
 
 @dataclass(frozen=True)
 class BenchmarkResult:
@@ -87,10 +90,10 @@ class BenchmarkResult:
         why = dict(self.notes)
         if self.table.residual_noise.any() or "residual_noise" in why:
             shares = ", ".join(f"{share:g}" for share in sorted(set(self.table.residual_noise) - {0.0}))
-            lines.append(
-                "Against the full dose, methods that estimate the noise-free anatomy have a share of what they removed "
-                f"added again: {why.pop('residual_noise', '') or shares}."
+            text = (
+                "Against the full dose, methods that estimate the noise-free anatomy have a share of what they removed"
             )
+            lines.append(f"{text} added again: {why.pop('residual_noise', '') or shares}.")
         lines += [f"{_label(m)[0]}: missing on some slices ({reason})." for m, reason in why.items()]
         return [*lines, f"Times: {self.device}, warmed up, synchronised, transfers included."]
 
@@ -104,17 +107,10 @@ class BenchmarkResult:
 
     def to_json(self, path: str | Path) -> None:
         """Write everything, the summary with intervals included, to a file that appears whole or not at all."""
-        content = {
-            "window": {"level": self.window.level, "width": self.window.width},
-            "baseline": self.baseline,
-            "metrics": self.metrics,
-            "provenance": self.provenance,
-            "notes": self.notes,
-            "device": self.device,
-            "rows": self.table.to_dict("records"),
-            "scores": [asdict(score) for score in self.scores()],
-        }
-        write_json(path, content)
+        window = {"level": self.window.level, "width": self.window.width}
+        content = {"window": window} | {name: getattr(self, name) for name in PLAIN}
+        rows, scores = self.table.to_dict("records"), [asdict(score) for score in self.scores()]
+        write_json(path, content | {"rows": rows, "scores": scores})
 
     @classmethod
     def from_json(cls, path: str | Path) -> BenchmarkResult:
@@ -126,8 +122,7 @@ class BenchmarkResult:
             table = pd.DataFrame(content["rows"])
             for number in [*content["metrics"], "seconds", "dose", "residual_noise"]:
                 table[number] = table[number].astype(float)
-            rest = (content[key] for key in ("baseline", "metrics", "provenance", "notes", "device"))
-            return cls(table, Window(**content["window"]), *rest)
+            return cls(table, Window(**content["window"]), *(content[name] for name in PLAIN))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ParameterError(f"{path} is not a benchmark result ({type(error).__name__}: {error})") from error
 

@@ -31,20 +31,13 @@ def _denoise(name: str, method, case: BenchmarkCase, device: torch.device, seed:
         seen = case.ldct_hu
         if getattr(method, "oracle", False):  # a bound, not a denoiser: it is given the full dose
             seen = case.reference_hu if case.full_dose_hu is None else case.full_dose_hu
-        x = method(
-            seen.to(device),
-            noise=case.noise,
-            spacing_mm=(case.slice_mm, case.pixel_mm, case.pixel_mm),
-            generator=generator,
-        )
-        x = x.cpu()
+        spacing_mm = (case.slice_mm, case.pixel_mm, case.pixel_mm)
+        x = method(seen.to(device), noise=case.noise, spacing_mm=spacing_mm, generator=generator).cpu()
     _synchronise(device)
     seconds = time.perf_counter() - start
     if x.shape != case.ldct_hu.shape or not torch.isfinite(x).all():
-        raise ShapeError(
-            f"method {name!r} on patient {case.patient}, slice {case.slice}: it must return finite "
-            f"values of shape {tuple(case.ldct_hu.shape)}, got {tuple(x.shape)}"
-        )
+        where, shape = f"method {name!r} on patient {case.patient}, slice {case.slice}", tuple(case.ldct_hu.shape)
+        raise ShapeError(f"{where}: it must return finite values of shape {shape}, got {tuple(x.shape)}")
     return x, seconds
 
 
@@ -94,6 +87,7 @@ def run(
     rows, notes, images, warm = [], {}, {}, set()
     chosen = (c for c in cases if wanted is None or any(math.isclose(c.dose, d) for d in wanted))
     for index, case in enumerate(chosen):
+        of_case = {"patient": case.patient, "slice": case.slice, "group": case.group, "dose": case.dose}
         for name, method in methods.items():
             if (name, case.ldct_hu.shape) not in warm:
                 warm.add((name, case.ldct_hu.shape))
@@ -109,15 +103,7 @@ def run(
                 if math.isnan(share):
                     share = 0.0
                     notes["residual_noise"] = f"the dose of patient {case.patient} is unknown, nothing is added"
-                row = {
-                    "method": name,
-                    "patient": case.patient,
-                    "slice": case.slice,
-                    "group": case.group,
-                    "dose": case.dose,
-                    "reference": view.reference_kind,
-                    "residual_noise": share,
-                }
+                row = {"method": name, **of_case, "reference": view.reference_kind, "residual_noise": share}
                 blended = blend(case.ldct_hu, x, share, 0.0) if share else x
                 for metric in names:
                     try:
@@ -128,15 +114,11 @@ def run(
                 rows.append(row | {"seconds": seconds})
     if not rows:
         raise ParameterError("no cases" if wanted is None else f"no case has one of the doses {wanted}")
-    order = list(methods)
-    rows.sort(key=lambda row: order.index(row["method"]))
+    rows.sort(key=lambda row: list(methods).index(row["method"]))
     provenance = {m: METRICS[m].provenance for m in names if METRICS[m].provenance and m not in notes}
     import pandas as pd
 
-    return BenchmarkResult(pd.DataFrame(rows), window, baseline, names, provenance, notes, _device_name(device), images)
-
-
-def _device_name(device: torch.device) -> str:
+    used = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+        used = torch.cuda.get_device_name(device)
+    return BenchmarkResult(pd.DataFrame(rows), window, baseline, names, provenance, notes, used, images)

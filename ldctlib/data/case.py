@@ -27,13 +27,9 @@ class Source:
     def of_files(cls, files: Iterable[Path]) -> Source:
         """The DICOM files of one series, or one NIfTI or NumPy file."""
         files = tuple(files)
-        return cls(partial(_load_files, files), files)
-
-
-def _load_files(files: tuple[Path, ...]) -> Scan:
-    if is_volume_file(files[0]):
-        return read_scan(files[0])
-    return read_series(files, allow_gaps=True)
+        if is_volume_file(files[0]):
+            return cls(partial(read_scan, files[0]), files)
+        return cls(partial(read_series, files, allow_gaps=True), files)
 
 
 def _depth(file: Path) -> int | None:

@@ -17,7 +17,6 @@ from ldctlib.data.scan import Scan
 from ldctlib.errors import ParameterError, ScanError
 
 LAYOUTS = ("tcia", "mayo2016", "folder")
-EMBEDDED = ("phantom", "sample")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
         return Collection("sample", "sample", (case,))
     root = Path(path_or_name)
     if not root.is_dir():
-        raise ParameterError(f"{path_or_name!s} is neither a folder nor an embedded collection ({', '.join(EMBEDDED)})")
+        raise ParameterError(f"{path_or_name!s} is neither a folder nor an embedded collection (phantom, sample)")
     found, cases = cases_below(root, layout)
     if not cases and layout in ("tcia", "mayo2016"):
         raise ScanError(f"{root} holds nothing in the layout {layout!r}; data/README.md shows what it is")
@@ -89,19 +88,11 @@ def phantom_collection(
     """Random patients of the phantom, each with ``slices`` noise-free 3 mm slices spread over its length."""
     if patients < 1 or slices < 1:
         raise ParameterError(f"a phantom collection needs patients and slices, got {patients} and {slices}")
-    seeds = range(first_seed, first_seed + patients)
-    return Collection(
-        "phantom",
-        "phantom",
-        tuple(
-            Case(
-                patient=f"{anatomy}-{seed:05d}",
-                full=Source(partial(_phantom_scan, seed, anatomy, slices, size)),
-                anatomy=anatomy,
-            )
-            for seed in seeds
-        ),
-    )
+    cases = []
+    for seed in range(first_seed, first_seed + patients):
+        source = Source(partial(_phantom_scan, seed, anatomy, slices, size))
+        cases.append(Case(f"{anatomy}-{seed:05d}", source, anatomy=anatomy))
+    return Collection("phantom", "phantom", tuple(cases))
 
 
 def _phantom_scan(seed: int, anatomy: str, slices: int, size: int) -> Scan:
@@ -118,14 +109,7 @@ def _phantom_scan(seed: int, anatomy: str, slices: int, size: int) -> Scan:
     corner = (size - 1) / 2 * pixel
     affine = np.diag([-pixel, -pixel, step, 1.0])
     affine[:3, 3] = corner, corner, positions[0]
-    return Scan(
-        values=torch.cat([slice_.hu[:, 0] for slice_ in drawn]),
-        scale="HU",
-        spacing_mm=(step, pixel, pixel),
-        modality="CT",
-        patient_id=f"{anatomy}-{seed:05d}",
-        description="phantom without noise",
-        thickness_mm=thickness,
-        positions_mm=tuple(positions),
-        affine=affine,
-    )
+    values = torch.cat([slice_.hu[:, 0] for slice_ in drawn])
+    header = {"modality": "CT", "patient_id": f"{anatomy}-{seed:05d}", "description": "phantom without noise"}
+    place = {"thickness_mm": thickness, "positions_mm": tuple(positions), "affine": affine}
+    return Scan(values, "HU", (step, pixel, pixel), **header, **place)

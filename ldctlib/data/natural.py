@@ -14,24 +14,10 @@ import numpy as np
 
 from ldctlib.errors import MissingDependency, ParameterError
 
-IMAGES = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "cell.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "moon.png",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "retina.jpg",
-    "rocket.jpg",
-)
+IMAGES = """
+    astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png
+    hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png motorcycle_right.png retina.jpg rocket.jpg
+""".split()
 """Files of skimage/data that every wheel carries (the others are downloaded, and are not used)."""
 
 
@@ -45,10 +31,7 @@ def photographs() -> tuple[np.ndarray, ...]:
     folder = Path(skimage.__file__).parent / "data"
     found = [folder / name for name in IMAGES if (folder / name).is_file()]
     if len(found) < 8:
-        raise MissingDependency(
-            f"{folder} holds only {len(found)} of the images a scikit-image wheel carries: "
-            "reinstall scikit-image from a wheel"
-        )
+        raise MissingDependency(f"{folder} holds only {len(found)} of its images: reinstall scikit-image from a wheel")
     images = []
     for path in found:
         image = imread(path)

@@ -32,26 +32,22 @@ def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
         if len(shape) < 2 or any(n != 1 for n in shape[3:]) or not all(shape[:3]):
             raise ScanError(f"{path} has shape {shape}: one 3-D volume is needed; split other series first")
         volume = np.asarray(image.dataobj, np.float64).reshape((shape + (1,))[:3])
-        orientation = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("LPS")
-        )
-        turned = nib.orientations.apply_orientation(volume, orientation)
-        affine = image.affine @ nib.orientations.inv_ornt_aff(orientation, volume.shape)
+        turn = nib.orientations
+        orientation = turn.ornt_transform(turn.io_orientation(image.affine), turn.axcodes2ornt("LPS"))
+        turned = turn.apply_orientation(volume, orientation)
+        affine = image.affine @ turn.inv_ornt_aff(orientation, volume.shape)
     except LdctError:
         raise
     except Exception as error:  # nibabel and zlib raise many kinds on damaged files
         raise ScanError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error})") from error
     values = np.ascontiguousarray(turned.transpose(2, 1, 0))
-    padding = np.isnan(values)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     notes = ()
     if scale == "HU" and np.nanmin(values, initial=0.0) >= 0:
         notes = ("no value is below zero: are these HU?",)
     return Scan(
-        values=torch.from_numpy(fill_padding(values, padding, scale).astype(np.float32)),
-        scale=scale,
+        **fill_padding(values, np.isnan(values), scale),
         spacing_mm=(float(spacing[2]), float(spacing[1]), float(spacing[0])),
-        padding=torch.from_numpy(padding) if padding.any() else None,
         description=volume_stem(path),
         positions_mm=tuple(float(affine[2, 3] + affine[2, 2] * k) for k in range(len(values))),
         affine=affine,
@@ -73,10 +69,9 @@ def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, descripti
         array[scan.padding.numpy()] = np.nan
     volume = array.transpose(2, 1, 0)
     if isinstance(scan.origin, NiftiOrigin):
-        back = nib.orientations.ornt_transform(
-            nib.orientations.axcodes2ornt("LPS"), nib.orientations.io_orientation(scan.origin.affine)
-        )
-        volume = nib.orientations.apply_orientation(volume, back).reshape(scan.origin.shape)
+        turn = nib.orientations
+        back = turn.ornt_transform(turn.axcodes2ornt("LPS"), turn.io_orientation(scan.origin.affine))
+        volume = turn.apply_orientation(volume, back).reshape(scan.origin.shape)
         image = nib.Nifti1Image(volume, scan.origin.affine, scan.origin.header)
     elif scan.affine is not None:
         image = nib.Nifti1Image(volume, scan.affine)
@@ -95,21 +90,12 @@ def read_npy(path: str | Path, *, scale: str = "HU") -> Scan:
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # numpy raises ValueError, EOFError, OSError on damaged files
-        kind = type(error).__name__
-        raise ScanError(f"{path} cannot be read as a NumPy array ({kind}: {error})") from error
+        raise ScanError(f"{path} cannot be read as a NumPy array ({type(error).__name__}: {error})") from error
     if array.ndim not in (2, 3) or array.dtype.kind not in "iuf" or array.size == 0:
-        what = f"{array.dtype} of shape {array.shape}"
-        raise ScanError(f"{path} holds {what}: real numbers of shape (H, W) or (D, H, W) are needed")
+        raise ScanError(f"{path} holds {array.dtype} {array.shape}: real numbers (H, W) or (D, H, W) are needed")
     values = array.reshape((-1, *array.shape[-2:])).astype(np.float64)
-    padding = np.isnan(values)
-    return Scan(
-        values=torch.from_numpy(fill_padding(values, padding, scale).astype(np.float32)),
-        scale=scale,
-        spacing_mm=None,
-        padding=torch.from_numpy(padding) if padding.any() else None,
-        description=volume_stem(path),
-        source_files=(path,),
-    )
+    told = {"description": volume_stem(path), "source_files": (path,)}
+    return Scan(**fill_padding(values, np.isnan(values), scale), spacing_mm=None, **told)
 
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".npy")

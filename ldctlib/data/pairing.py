@@ -25,10 +25,8 @@ def match_slices(full: Scan, low: Scan, *, name: str = "this pair") -> tuple[Sca
     Raises ScanError if the grids differ, if no slice is shared, or if a pair does not show the same body.
     """
     if full.values.shape[1:] != low.values.shape[1:] or full.scale != low.scale:
-        raise ScanError(
-            f"{name}: full dose is {tuple(full.values.shape[1:])} in {full.scale}, low dose "
-            f"{tuple(low.values.shape[1:])} in {low.scale}: they are not scans of one grid"
-        )
+        grids = (f"{tuple(scan.values.shape[1:])} in {scan.scale}" for scan in (full, low))
+        raise ScanError(f"{name}: full and low dose are {' and '.join(grids)}: they are not scans of one grid")
     if full.spacing_mm and low.spacing_mm and not np.allclose(full.spacing_mm[1:], low.spacing_mm[1:], atol=1e-3):
         raise ScanError(f"{name}: pixels of {full.spacing_mm[1:]} mm and {low.spacing_mm[1:]} mm do not match")
     if full.affine is not None and low.affine is not None:
@@ -46,20 +44,15 @@ def match_slices(full: Scan, low: Scan, *, name: str = "this pair") -> tuple[Sca
         place = {key: j for j, key in enumerate(keys[1])}
         indices = [(i, place[key]) for i, key in enumerate(keys[0]) if key in place]
         if not indices:
-            raise ScanError(
-                f"{name}: slices without positions cannot be paired, since neither instance numbers nor file names "
-                "agree: give the two files of a slice the same name, in one folder for each dose"
-            )
+            why = "neither instance numbers nor file names agree: name them alike, in one folder for each dose"
+            raise ScanError(f"{name}: slices without positions cannot be paired, since {why}")
     alone = len(full.values) + len(low.values) - 2 * len(indices)
     full, low = full.select([i for i, _ in indices]), low.select([j for _, j in indices])
     if full.scale == "HU":
         agree = ((full.values > BODY_HU) == (low.values > BODY_HU)).float().mean(dim=(1, 2))
         if agree.min() < SAME_BODY:
-            worst = int(agree.argmin())
-            raise ScanError(
-                f"{name}: slice {worst} of full and low dose agree on what is body in only "
-                f"{100 * agree.min():.0f} % of the pixels: they show different anatomy"
-            )
+            where = f"in slice {int(agree.argmin())} only {100 * agree.min():.0f} % of the pixels"
+            raise ScanError(f"{name}: {where} agree on what is body: the two doses show different anatomy")
     if alone:
         notes = (f"{alone} slice(s) that only one of the two doses has were left out",)
         full, low = replace(full, notes=full.notes + notes), replace(low, notes=low.notes + notes)

@@ -63,7 +63,7 @@ class PatchConfig:
         return replace(self, patch=64, size=128, n_slices=4, n_photographs=2, n_noises=2)
 
 
-def _sample(n: int, ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Tensor]:
+def _sample(ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Tensor]:
     """What both datasets give; the stated noise has a floor, because a loss divides by it."""
     sd = max(float((ldct - target).std()), 0.5 * config.noise_sd_hu[0])
     sample = {
@@ -91,19 +91,16 @@ class NoisePatches(Dataset):
         return ENDLESS
 
     def _banks(self, n: int):
-        generation = n // self.config.refresh
+        c = self.config
+        generation = n // c.refresh
         if generation != self._generation:
-            rng = np.random.default_rng([self.config.seed, 0xBA27, generation])
-            self._slices = [
-                image.astype(np.float16)
-                for image in self._draw_slices(rng, self.config.n_slices, size=self.config.size)
-            ]
-            self._photographs = [
-                random_hu(rng, min_size=max(128, self.config.patch + 2 * BORDER)).astype(np.float16)
-                for _ in range(self.config.n_photographs)
-            ]
-            bodies = [image.astype(np.float32) for image in self._slices[:: max(1, self.config.n_slices // 32)]]
-            noises, self._blur = scanner_noise(rng, self.config.n_noises, size=self.config.size, bodies=bodies)
+            rng = np.random.default_rng([c.seed, 0xBA27, generation])
+            self._slices = [image.astype(np.float16) for image in self._draw_slices(rng, c.n_slices, size=c.size)]
+            side = max(128, c.patch + 2 * BORDER)
+            photographs = (random_hu(rng, min_size=side) for _ in range(c.n_photographs))
+            self._photographs = [image.astype(np.float16) for image in photographs]
+            bodies = [image.astype(np.float32) for image in self._slices[:: max(1, c.n_slices // 32)]]
+            noises, self._blur = scanner_noise(rng, c.n_noises, size=c.size, bodies=bodies)
             self._noises = noises.astype(np.float16)
             self._generation = generation
 
@@ -112,9 +109,13 @@ class NoisePatches(Dataset):
         c = self.config
         rng = np.random.default_rng([c.seed, 0x5A3B, n])
         if rng.random() < c.photograph_share:
-            clean, sharp = self._crop(self._photographs[rng.integers(len(self._photographs))], rng, border=BORDER), True
+            image, sharp = self._photographs[rng.integers(len(self._photographs))], True
+            clean = _crops([image], c.patch + 2 * BORDER, rng)[0]
         else:
-            clean, sharp = self._body_crop(self._slices[rng.integers(len(self._slices))], rng), self._draw_slices.sharp
+            image, sharp = self._slices[rng.integers(len(self._slices))], self._draw_slices.sharp
+            if min(image.shape) < c.patch + 2 * BORDER:  # whole slices
+                image = np.pad(image, BORDER, mode="edge")
+            clean = _body_crops([image], c.patch + 2 * BORDER, rng)[0]
         noise, blur = self._noise(rng)
         if rng.random() < c.mix_probability:
             weight = rng.uniform(0, 1)
@@ -128,11 +129,11 @@ class NoisePatches(Dataset):
         full_dose = clean
         if c.full_dose_noise_sd_hu is not None and self._draw_slices.sharp:
             full_dose = clean + float(np.exp(rng.uniform(*np.log(c.full_dose_noise_sd_hu)))) * self._noise(rng)[0]
-        return _sample(n, ldct, clean, full_dose, c)
+        return _sample(ldct, clean, full_dose, c)
 
     def _noise(self, rng):
         i = rng.integers(len(self._noises))
-        return self._crop(self._noises[i], rng, margin=0.12), float(self._blur[i])
+        return _crops([self._noises[i]], self.config.patch, rng, margin=0.12)[0], float(self._blur[i])
 
     @staticmethod
     def _blurred(image, sigma_px):
@@ -142,14 +143,6 @@ class NoisePatches(Dataset):
         if sigma_px > 0.15:
             image = gaussian_filter(image, sigma_px, truncate=BORDER / sigma_px if sigma_px > 1 else 4.0)
         return np.ascontiguousarray(image[BORDER:-BORDER, BORDER:-BORDER])
-
-    def _body_crop(self, image, rng):
-        if min(image.shape) < self.config.patch + 2 * BORDER:  # whole slices
-            image = np.pad(image, BORDER, mode="edge")
-        return _body_crops([image], self.config.patch + 2 * BORDER, rng)[0]
-
-    def _crop(self, image, rng, margin: float = 0.0, border: int = 0):
-        return _crops([image], self.config.patch + 2 * border, rng, margin)[0]
 
 
 class PairedPatches(Dataset):
@@ -161,10 +154,7 @@ class PairedPatches(Dataset):
     def __init__(self, collection: Collection, config: PatchConfig = PatchConfig()):
         self.config, self._collection = config, collection.pairs()
         if not len(self._collection):
-            raise ScanError(
-                f"{collection.name} holds no case with both doses: give pairs, or use ScanSlices to "
-                "train on full-dose scans with simulated noise"
-            )
+            raise ScanError(f"{collection.name} holds no case with both doses: give pairs, or simulate with ScanSlices")
         self._generation = None
 
     def __len__(self) -> int:
@@ -178,7 +168,7 @@ class PairedPatches(Dataset):
             self._bank = draw_scans(self._collection, rng, c.n_slices, lambda case: case.load_pair())
         rng = np.random.default_rng([c.seed, 0x5A3C, n])
         full, low = _body_crops(self._bank[rng.integers(len(self._bank))], c.patch, rng)
-        return _sample(n, low, full, full, c)
+        return _sample(low, full, full, c)
 
 
 def _crops(images, p: int, rng, margin: float = 0.0) -> list[np.ndarray]:

@@ -101,14 +101,14 @@ class NiftiOrigin:
     orientation: np.ndarray
 
 
-def fill_padding(values: np.ndarray, padding: np.ndarray, scale: str) -> np.ndarray:
-    """Replace padded pixels by air (HU) or by the smallest measured value (arbitrary scale)."""
-    if not padding.any():
-        return values
-    if scale == "HU":
-        return np.where(padding, AIR_HU, values)
-    measured = values[~padding]
-    return np.where(padding, measured.min() if measured.size else 0.0, values)
+def fill_padding(values: np.ndarray, padding: np.ndarray, scale: str) -> dict[str, Any]:
+    """Arguments of a :class:`Scan`: padded pixels become air (HU) or the smallest measured value (arbitrary scale)."""
+    if padding.any():
+        measured = values[~padding]
+        fill = AIR_HU if scale == "HU" else measured.min() if measured.size else 0.0
+        values = np.where(padding, fill, values)
+    mask = torch.from_numpy(padding) if padding.any() else None
+    return {"values": torch.from_numpy(values.astype(np.float32)), "scale": scale, "padding": mask}
 
 
 def check_values(scan: Scan, values: torch.Tensor) -> np.ndarray:
@@ -117,10 +117,8 @@ def check_values(scan: Scan, values: torch.Tensor) -> np.ndarray:
     if array.ndim == 4 and array.shape[1] == 1:
         array = array[:, 0]
     if array.shape != tuple(scan.values.shape):
-        raise ShapeError(
-            f"values to write are {tuple(values.shape)}, but the scan they come from is "
-            f"{tuple(scan.values.shape)}: one value for each of its pixels is needed"
-        )
+        shapes = f"{tuple(values.shape)}, but the scan they come from is {tuple(scan.values.shape)}"
+        raise ShapeError(f"values to write are {shapes}: one value for each of its pixels is needed")
     finite = np.isfinite(array)
     if scan.padding is not None:
         finite |= scan.padding.numpy()

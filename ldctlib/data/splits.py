@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import ldctlib
@@ -18,11 +18,7 @@ SUBSETS = ("train", "val", "test")
 
 
 def split(
-    collection: Collection,
-    *,
-    name: str | None = None,
-    ratios: tuple[float, float, float] = (0.7, 0.1, 0.2),
-    seed: int = 0,
+    collection: Collection, *, name: str | None = None, ratios: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
 ) -> dict[str, list[str]]:
     """Patients for training, validation and test: ``{"train": [...], "val": [...], "test": [...]}``.
 
@@ -59,7 +55,7 @@ def split(
     return result
 
 
-def _by_hash(patient: str, seed: int, ratios: tuple[float, float, float]) -> str:
+def _by_hash(patient: str, seed: int, ratios: Sequence[float]) -> str:
     digest = hashlib.sha256(f"{seed}/{patient}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     if place < ratios[0]:
@@ -72,7 +68,5 @@ def check_disjoint(*splits: Mapping[str, Iterable[str]]) -> None:
     used = {patient for one in splits for subset in ("train", "val") for patient in one.get(subset, ())}
     tested = {patient for one in splits for patient in one.get("test", ())}
     if used & tested:
-        raise ParameterError(
-            f"patients {', '.join(sorted(used & tested))} are in one split's training or validation set "
-            "and in a test set"
-        )
+        both = ", ".join(sorted(used & tested))
+        raise ParameterError(f"patients {both} are in one split's training or validation set and in a test set")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ldctlib.data.scan import DicomOrigin, Scan, fill_padding
 from ldctlib.errors import ScanError
@@ -59,31 +58,27 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the stack of slices is sheared")
     spacing = _spacing(first, step, notes)
     padding = np.concatenate([piece.padding for piece in pieces])
-    values = np.concatenate([piece.values for piece in pieces])
-    padded = bool(padding.any())
-    if padded:
+    stored = None
+    if padding.any():
         stored = np.concatenate([piece.stored for piece in pieces])[padding].astype(np.int64)
+    headers, frames = [piece.header for piece in pieces], [len(piece.values) for piece in pieces]
+    placed = set(frames) == {1} and all(piece.axes is not None for piece in pieces)
+    kernel = first.header.get("ConvolutionKernel") or []
     return Scan(
-        values=torch.from_numpy(fill_padding(values, padding, first.scale).astype(np.float32)),
-        scale=first.scale,
+        **fill_padding(np.concatenate([piece.values for piece in pieces]), padding, first.scale),
         spacing_mm=spacing,
-        padding=torch.from_numpy(padding) if padded else None,
         modality=str(first.header.Modality),
         patient_id=str(first.header.get("PatientID") or ""),
         description=str(first.header.get("SeriesDescription") or ""),
         thickness_mm=_positive(first.header.get("SliceThickness")),
-        kernel=_joined(first.header.get("ConvolutionKernel")),
-        positions_mm=_positions(pieces),
-        instance_numbers=_instance_numbers(pieces),
+        kernel="/".join(map(str, [kernel] if isinstance(kernel, str) else kernel)),
+        positions_mm=tuple(piece.position_mm for piece in pieces) if placed else None,
+        instance_numbers=instance_numbers(headers) if set(frames) == {1} else None,
         affine=_affine(first, step, spacing),
         tilt_deg=tilt,
         notes=tuple(notes),
         source_files=tuple(piece.file for piece in pieces),
-        origin=DicomOrigin(
-            headers=[piece.header for piece in pieces],
-            frames=[len(piece.values) for piece in pieces],
-            stored_padding=stored if padded else None,
-        ),
+        origin=DicomOrigin(headers, frames, stored),
     )
 
 
@@ -94,18 +89,15 @@ def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[P
         if len(piece.values) > 1:
             raise ScanError(f"{piece.file} has several frames but is not alone in its series: read it by itself")
         if piece.axes is None and (placed or not allow_gaps):
-            raise ScanError(
-                f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient, so its place among "
-                f"{len(pieces)} slices is unknown: read it by itself, or leave it out"
-            )
+            lacks = f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient"
+            raise ScanError(f"{lacks}, so its place is unknown: read it by itself, or leave it out")
         if piece.scale != pieces[0].scale:
             raise ScanError(f"{piece.file} is in other units than {pieces[0].file}: this series mixes them")
     if not placed:
-        numbers = _instance_numbers(pieces)
+        numbers = instance_numbers([piece.header for piece in pieces])
         notes.append(f"no file has a position: slices are in the order of their {'numbers' if numbers else 'names'}")
-        return (
-            [pieces[i] for i in np.argsort(numbers)] if numbers else sorted(pieces, key=lambda piece: piece.file.name)
-        )
+        by_name = sorted(pieces, key=lambda piece: piece.file.name)
+        return [pieces[i] for i in np.argsort(numbers)] if numbers else by_name
     kept: list[Piece] = []
     dropped = 0
     # the file's name makes the choice among copies the same on every machine
@@ -124,10 +116,8 @@ def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[P
 def _clash(one: Piece, other: Piece) -> str:
     differ = [key for key in PHASES if one.header.get(key) != other.header.get(key)]
     hint = f"; they differ in {', '.join(differ)}" if differ else ""
-    return (
-        f"{one.file} and {other.file} show different images at the same place "
-        f"({one.position_mm:.2f} mm along the normal){hint}. Put one phase or echo into a folder of its own"
-    )
+    what = f"{one.file} and {other.file} show different images at the same place ({one.position_mm:.2f} mm)"
+    return f"{what}{hint}. Put one phase or echo into a folder of its own"
 
 
 def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray | None:
@@ -184,22 +174,11 @@ def _positive(value: Any) -> float | None:
     return number if math.isfinite(number) and number > 0 else None
 
 
-def _joined(value: Any) -> str:
-    """A header's text; several values of one element are joined by "/"."""
-    return "/".join(map(str, [value] if isinstance(value, str) else value or []))
-
-
-def _instance_numbers(pieces: list[Piece]) -> tuple[int, ...] | None:
-    """The slices' numbers, where each is a file that has one and all are different."""
-    numbers = [piece.header.get("InstanceNumber") for piece in pieces if len(piece.values) == 1]
-    known = len(numbers) == len(pieces) == len(set(numbers)) and None not in numbers
+def instance_numbers(headers: list[Any]) -> tuple[int, ...] | None:
+    """The images' numbers, where each has one and all are different."""
+    numbers = [header.get("InstanceNumber") for header in headers]
+    known = len(set(numbers)) == len(numbers) and None not in numbers
     return tuple(map(int, numbers)) if known else None
-
-
-def _positions(pieces: list[Piece]) -> tuple[float, ...] | None:
-    if any(piece.axes is None or len(piece.values) > 1 for piece in pieces):
-        return None
-    return tuple(piece.position_mm for piece in pieces)
 
 
 def _affine(first: Piece, step: np.ndarray | None, spacing: tuple[float, float, float] | None) -> np.ndarray | None:
