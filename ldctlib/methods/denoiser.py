@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ldctlib.ct.noise_model import NoiseModel
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import check_images, gaussian_blur
 
@@ -20,14 +19,8 @@ STRENGTHS = {"smooth": 0.0, "balanced": 0.25, "fine": 0.4}
 class Denoiser(Protocol):
     """What :func:`ldctlib.methods.load` returns."""
 
-    def __call__(
-        self,
-        ldct: Tensor,
-        *,
-        noise: NoiseModel | None = None,
-        spacing_mm: tuple[float, ...] | None = None,
-        generator=None,
-    ) -> Tensor: ...
+    # noise: NoiseModel | None; spacing_mm: (z, y, x) or None; generator: torch.Generator | None
+    def __call__(self, ldct: Tensor, *, noise=None, spacing_mm=None, generator=None) -> Tensor: ...
 
 
 class Trained(NamedTuple):

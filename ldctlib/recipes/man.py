@@ -130,15 +130,8 @@ AUTOENCODER_PERCEPTUAL = {profile: autoencoder_recipe(profile, seed=2, perceptua
 RESIDUAL_TO_ESTIMATE: dict[str, Any] = RESIDUAL_TO_INPUT | dict(residual_std=0.1)
 """A first estimate's code is nearer: by 0.1 latents of unit variance differ over the phantoms and photographs."""
 
-LATENT_UNET: dict[str, Any] = dict(
-    in_channels=24,
-    model_channels=32,
-    channel_mult=[2, 2, 2, 2],
-    num_res_blocks=1,
-    attention_at=[4],
-    num_head_channels=32,
-    norm_groups=8,
-)
+LATENT_UNET: dict[str, Any] = dict(in_channels=24, model_channels=32, channel_mult=[2, 2, 2, 2], num_res_blocks=1)
+LATENT_UNET |= dict(attention_at=[4], num_head_channels=32, norm_groups=8)
 PRIOR = Network("unet", LATENT_UNET)
 """The latent U-Net without conditions."""
 CONDITIONED = Network(
@@ -146,18 +139,12 @@ CONDITIONED = Network(
 )
 """Conditioned on the codes of the low-dose image and of a first estimate: the code alone, made for clean images, has
 lost what tells noise from anatomy."""
+PAPER_LATENTS: dict[str, Any] = dict(in_channels=4, context_channels=4, context_dim=512)
 PAPER_UNET = Network(
     "unet",
-    dict(
-        in_channels=4,
-        model_channels=192,
-        channel_mult=[1, 2, 4],
-        num_res_blocks=2,
-        attention_at=[2, 4],
-        num_head_channels=32,
-        context_channels=4,
-        context_dim=512,
-    ),
+    PAPER_LATENTS
+    | dict(model_channels=192, channel_mult=[1, 2, 4], num_res_blocks=2)
+    | dict(attention_at=[2, 4], num_head_channels=32),
 )
 
 
