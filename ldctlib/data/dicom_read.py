@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldctlib.data.dicom_padding import UNDECLARED_PADDING_HU, declared_padding, undeclared_padding
+from ldctlib.data.nifti import is_volume_file, read_nifti, read_npy
 from ldctlib.data.scan import Scan
 from ldctlib.data.volume import Piece, assemble
 from ldctlib.errors import LdctError, MissingDependency, ScanError
@@ -52,30 +53,23 @@ def list_series(path: str | Path | Sequence[str | Path]) -> list[SeriesInfo]:
     Files that are not DICOM are passed over; a DICOM file that cannot be parsed raises ScanError, since a
     series without it would be wrong in silence.
     """
+    from pydicom import dcmread
+
     groups: dict[tuple, list[tuple[Path, Any]]] = {}
     for file in _dicom_files(path):
         with _reading(file):
-            header = _read(file, pixels=False)
+            header = dcmread(file, stop_before_pixels=True, specific_tags=[*_LISTED, _DETECTOR_ROWS])
             groups.setdefault(_group(header), []).append((file, header))
     found, seen = [], {}
     for key in sorted(groups, key=str):
-        seen[key[0]] = seen.get(key[0], 0) + 1
-        uid = key[0] if seen[key[0]] == 1 else f"{key[0]}#{seen[key[0]]}"
-        with _reading(groups[key][0][0]):
-            found.append(_info(uid, groups[key][0][1], tuple(file for file, _ in groups[key])))
+        uid, unreadable, *shape = key[:4]
+        seen[uid] = seen.get(uid, 0) + 1
+        name = uid if seen[uid] == 1 else f"{uid}#{seen[uid]}"
+        files, headers = zip(*groups[key], strict=True)
+        with _reading(files[0]):
+            said = (str(headers[0].get(keyword) or "") for keyword in ("Modality", "SeriesDescription", "PatientID"))
+            found.append(SeriesInfo(name, *said, tuple(shape), files, unreadable or None))
     return found
-
-
-def _info(uid: str, header: Any, files: tuple[Path, ...]) -> SeriesInfo:
-    return SeriesInfo(
-        uid=uid,
-        modality=str(header.get("Modality") or ""),
-        description=str(header.get("SeriesDescription") or ""),
-        patient_id=str(header.get("PatientID") or ""),
-        shape=(int(header.get("Rows") or 0), int(header.get("Columns") or 0)),
-        files=files,
-        unreadable=_unreadable(header),
-    )
 
 
 def read_series(
@@ -109,13 +103,9 @@ def read_scan(path: str | Path, *, scale: str = "HU", **dicom_options: Any) -> S
 
     ``scale`` says what the numbers of a NIfTI or NumPy file are, since they do not say it themselves.
     """
-    from ldctlib.data.nifti import read_nifti, read_npy
-
     path = Path(path)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return read_nifti(path, scale=scale)
-    if path.suffix.lower() == ".npy":
-        return read_npy(path, scale=scale)
+    if is_volume_file(path):
+        return (read_npy if path.suffix.lower() == ".npy" else read_nifti)(path, scale=scale)
     return read_series(path, **dicom_options)
 
 
@@ -127,9 +117,6 @@ def pydicom_ct_slice() -> Scan:
     if path is None:
         raise ScanError("pydicom's wheel comes without CT_small.dcm here: reinstall pydicom")
     return read_series(path)
-
-
-# --- files and series ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -198,24 +185,12 @@ _LISTED = """
 _DETECTOR_ROWS = 0x70291010  # of DICOM-CT-PD
 
 
-def _read(file: Path, *, pixels: bool) -> Any:
-    from pydicom import dcmread
-
-    if pixels:
-        return dcmread(file)
-    return dcmread(file, stop_before_pixels=True, specific_tags=[*_LISTED, _DETECTOR_ROWS])
-
-
 def _group(header: Any) -> tuple:
     """Files with the same key can be one volume."""
-    numbers = [header.get(keyword) or () for keyword in ("ImageOrientationPatient", "PixelSpacing")]
-    return (
-        str(header.get("SeriesInstanceUID") or ""),
-        _unreadable(header) or "",
-        int(header.get("Rows") or 0),
-        int(header.get("Columns") or 0),
-        *(tuple(round(float(number), 4) for number in group) for group in numbers),
-    )
+    shape = (int(header.get(keyword) or 0) for keyword in ("Rows", "Columns"))
+    plane = (header.get(keyword) or () for keyword in ("ImageOrientationPatient", "PixelSpacing"))
+    rounded = (tuple(round(float(number), 4) for number in group) for group in plane)
+    return str(header.get("SeriesInstanceUID") or ""), _unreadable(header) or "", *shape, *rounded
 
 
 def _unreadable(header: Any) -> str | None:
@@ -243,12 +218,11 @@ def _unreadable(header: Any) -> str | None:
 
 
 def _choose(infos: list[SeriesInfo], series_uid: str | None, path: Any) -> SeriesInfo:
-    listing = "\n  ".join(str(info) for info in infos)
+    listing = "\n  ".join(map(str, infos))
     if series_uid is not None:
-        named = [info for info in infos if info.uid == series_uid]
-        if not named:
+        infos = [info for info in infos if info.uid == series_uid]
+        if not infos:
             raise ScanError(f"{_name(path)} has no series {series_uid}. It holds:\n  {listing}")
-        infos = named
     readable = [info for info in infos if info.unreadable is None]
     if len(readable) == 1:
         return readable[0]
@@ -263,22 +237,18 @@ def _name(path: Any) -> str:
     return str(path) if isinstance(path, str | Path) else f"this list of {len(path)} files"
 
 
-# --- one file --------------------------------------------------------------------------------------------
-
-
 def _read_piece(file: Path) -> Piece:
+    from pydicom import dcmread
+
     with _reading(file):
-        header = _read(file, pixels=True)
-        reason = _unreadable(header)
-        if reason:
+        header = dcmread(file)
+        if reason := _unreadable(header):
             raise ScanError(f"{file} is {reason}")
         stored = _decode(file, header)
         allocated, used = int(header.BitsAllocated), int(header.BitsStored)
         signed = bool(header.PixelRepresentation)
         if not 0 < used <= allocated or int(header.get("HighBit", used - 1)) != used - 1:
-            raise ScanError(
-                f"{file} stores {used} of {allocated} bits up to bit {header.get('HighBit')}: not supported"
-            )
+            raise ScanError(f"{file} has {used} of {allocated} bits, up to bit {header.get('HighBit')}: not supported")
         padding = declared_padding(stored, header, allocated, signed)
         slope, intercept, scale = _rescale(file, header)
         # bits above the stored ones may hold overlays, or nothing that means anything
@@ -291,8 +261,7 @@ def _read_piece(file: Path) -> Piece:
             padding |= values < UNDECLARED_PADDING_HU if smeared else undeclared_padding(stored, values)
         origin, axes = _geometry(file, header)
         for keyword in ("PixelData", "DataSetTrailingPadding"):
-            if keyword in header:
-                del header[keyword]
+            header.pop(keyword, None)
         return Piece(file, header, values, padding, stored, scale, origin, axes, lossy)
 
 
@@ -307,16 +276,12 @@ def _decode(file: Path, header: Any) -> np.ndarray:
         raise ScanError(f"{file} does not say its transfer syntax, so its pixels cannot be decoded")
     frames = int(header.get("NumberOfFrames") or 1)
     if not 0 < header.Rows * header.Columns * frames <= LARGEST_FILE_PIXELS:
-        size = f"{frames} frame(s) of {header.Rows} x {header.Columns}"
-        raise ScanError(f"{file} claims {size}: it seems damaged")
+        raise ScanError(f"{file} claims {frames} x {header.Rows} x {header.Columns} pixels: it seems damaged")
     if syntax.is_compressed and syntax.is_encapsulated and not get_decoder(syntax).is_available:
         plugin = next((what for start, what in PLUGINS.items() if syntax.name.startswith(start)), "pylibjpeg")
-        raise MissingDependency(
-            f"{file} is compressed as {syntax.name}; decoding that needs {plugin}. "
-            f'Install what reads most compressed files with: pip install "ldctlib[compressed]"'
-        )
-    stored = pixel_array(header, correct_unused_bits=False)
-    return stored.reshape(frames, int(header.Rows), int(header.Columns))
+        needs = f'{plugin} (for most compressed files: pip install "ldctlib[compressed]")'
+        raise MissingDependency(f"{file} is compressed as {syntax.name}; decoding that needs {needs}")
+    return pixel_array(header, correct_unused_bits=False).reshape(frames, int(header.Rows), int(header.Columns))
 
 
 def _rescale(file: Path, header: Any) -> tuple[float, float, str]:

@@ -13,6 +13,7 @@ import torch
 import ldctlib
 from ldctlib.data.dicom_padding import declared_padding, undeclared_padding, wrap
 from ldctlib.data.scan import DicomOrigin, Scan, check_values
+from ldctlib.data.volume import instance_numbers
 from ldctlib.errors import LdctError, ParameterError, ScanError
 from ldctlib.files import whole_folder
 
@@ -51,41 +52,32 @@ def write_derived(
     if not description.strip():
         raise ParameterError("write_derived needs a description of what was done to the images")
     stored, pixel = _encode(scan, check_values(scan, values))
-    new = _NewSeries(
-        description=description.strip()[:1024],
-        series_description=(series_description or f"{scan.description} {description}".strip())[:64],
-        series_uid=generate_uid(),
+    headers, frames = scan.origin.headers, scan.origin.frames
+    shared = {
+        "DerivationDescription": description.strip()[:1024],
+        "SeriesDescription": (series_description or f"{scan.description} {description}".strip())[:64],
+        "SeriesInstanceUID": generate_uid(),
         # a study that was anonymised away still needs one UID for all of its images
-        study_uid=scan.origin.headers[0].get("StudyInstanceUID") or generate_uid(),
-        instance_numbers=_instance_numbers(scan.origin.headers),
-    )
-    folder, start = Path(folder), 0
+        "StudyInstanceUID": headers[0].get("StudyInstanceUID") or generate_uid(),
+    }
+    # the source's numbers where each image has its own, so that viewers keep its order
+    numbers = instance_numbers(headers) or range(1, len(headers) + 1)
+    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ScanError(f"{folder} exists and is not an empty folder: name a new one for the derived series")
     try:
         with whole_folder(folder) as work:
-            for index, (header, frames) in enumerate(zip(scan.origin.headers, scan.origin.frames, strict=True)):
-                dataset = _derive(header, new, index, pixel)
-                _set_pixels(dataset, stored[start : start + frames], pixel)
+            parts = np.split(stored, np.cumsum(frames)[:-1])
+            for index, (header, part) in enumerate(zip(headers, parts, strict=True)):
+                dataset = _derive(header, shared | {"InstanceNumber": numbers[index]})
+                _set_pixels(dataset, part, pixel)
                 file = work / f"{index + 1:04d}.dcm"
                 dataset.save_as(file, implicit_vr=False, little_endian=True, enforce_file_format=True)
-                start += frames
     except LdctError:
         raise
     except Exception as error:  # pydicom raises many kinds while it writes a header that came in damaged
         raise ScanError(f"the derived series could not be written to {folder}: {error}") from error
     return sorted(folder.glob("*.dcm"))
-
-
-@dataclass(frozen=True)
-class _NewSeries:
-    """What all images of the new series share, and their numbers."""
-
-    description: str
-    series_description: str
-    series_uid: str
-    study_uid: str
-    instance_numbers: list[int]
 
 
 @dataclass(frozen=True)
@@ -123,61 +115,49 @@ def _encode(scan: Scan, values: np.ndarray) -> tuple[np.ndarray, _PixelFormat]:
         if np.array_equal(_found_again(scan, stored, stored * slope + intercept, candidate), padding):
             return stored, candidate
     measured = values[~padding]
-    raise ScanError(
-        f"values from {measured.min():.6g} to {measured.max():.6g} do not fit 16 signed bits with the "
-        f"source's rescale slope {slope.flat[0]:g} and intercept {intercept.flat[0]:g}, padding included: "
-        "nothing was written. Clip them to the range of the source first"
-    )
+    span = f"values from {measured.min():.6g} to {measured.max():.6g}, padding included, do not fit 16 signed bits"
+    rescale = f"rescale slope {slope.flat[0]:g} and intercept {intercept.flat[0]:g}"
+    raise ScanError(f"{span} with the source's {rescale}: nothing was written. Clip them to the source's range first")
 
 
 def _found_again(scan: Scan, stored: np.ndarray, values: np.ndarray, pixel: _PixelFormat) -> np.ndarray:
     """The padding that a reader of these stored values would find."""
     if pixel.padding_moved:
         return stored == PADDING_MOVED
-    start, parts = 0, []
-    for header, frames in zip(scan.origin.headers, scan.origin.frames, strict=True):
-        part = stored[start : start + frames]
-        parts.append(declared_padding(part, header, pixel.allocated, pixel.signed))
-        start += frames
-    found = np.concatenate(parts)
+    parts = zip(np.split(stored, np.cumsum(scan.origin.frames)[:-1]), scan.origin.headers, strict=True)
+    found = np.concatenate([declared_padding(*part, pixel.allocated, pixel.signed) for part in parts])
     return found | undeclared_padding(stored, values) if scan.scale == "HU" else found
 
 
-def _derive(header: Any, new: _NewSeries, index: int, pixel: _PixelFormat) -> Any:
-    """A copy of the source's header, made to say what the new image is."""
+def _derive(header: Any, elements: dict[str, Any]) -> Any:
+    """A copy of the source's header with these elements, made to say what the new image is."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
     dataset = _decoded_copy(header)
     dataset.remove_private_tags()
     for keyword in STALE:
-        if keyword in dataset:
-            del dataset[keyword]
+        dataset.pop(keyword, None)
     _drop_embedded_overlays(dataset)
-
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
     source_class = header.get("SOPClassUID")
     dataset.SOPClassUID = source_class or (CTImageStorage if header.Modality == "CT" else MRImageStorage)
     dataset.SOPInstanceUID = generate_uid()
-    dataset.SeriesInstanceUID = new.series_uid
-    dataset.StudyInstanceUID = new.study_uid
     dataset.SeriesNumber = int(header.get("SeriesNumber") or 0) + 1000
-    dataset.InstanceNumber = new.instance_numbers[index]
-    dataset.SeriesDescription = new.series_description
     kind = list(header.get("ImageType") or [])
-    dataset.ImageType = ["DERIVED", "SECONDARY", kind[2] if len(kind) > 2 else _PLANE[header.Modality]]
-    dataset.DerivationDescription = new.description
+    plane = kind[2] if len(kind) > 2 else {"CT": "AXIAL", "MR": "OTHER"}[header.Modality]
+    dataset.ImageType = ["DERIVED", "SECONDARY", plane]
     dataset.DerivationCodeSequence = [_code("113087", "Smoothing")]
     if header.get("SOPInstanceUID"):
         dataset.SourceImageSequence = [_reference(dataset.SOPClassUID, header.SOPInstanceUID)]
-    elif "SourceImageSequence" in dataset:
-        del dataset.SourceImageSequence  # names the source's own sources, which are not ours
+    else:
+        dataset.pop("SourceImageSequence", None)  # names the source's own sources, which are not ours
     now = _now(header)
     dataset.InstanceCreationDate = dataset.ContentDate = now[:8]
     dataset.InstanceCreationTime = dataset.ContentTime = now[8:]
-    dataset.ContributingEquipmentSequence = [
-        *(header.get("ContributingEquipmentSequence") or []),
-        _equipment(new.description, now),
-    ]
+    before = header.get("ContributingEquipmentSequence") or []
+    dataset.ContributingEquipmentSequence = [*before, _equipment(dataset.DerivationDescription, now)]
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return dataset
@@ -194,9 +174,6 @@ def _decoded_copy(header: Any) -> Any:
     big_endian = source.original_encoding[1] is False
     # words inside an opaque OW element stay in the source's byte order: overlays would come out scrambled
     return Dataset({element.tag: element for element in source if not (big_endian and element.VR == "OW")})
-
-
-_PLANE = {"CT": "AXIAL", "MR": "OTHER"}
 
 
 def _set_pixels(dataset: Any, stored: np.ndarray, pixel: _PixelFormat) -> None:
@@ -224,14 +201,6 @@ def _drop_embedded_overlays(dataset: Any) -> None:
         if (group, 0x3000) not in dataset:
             for tag in [tag for tag in dataset.keys() if tag.group == group]:
                 del dataset[tag]
-
-
-def _instance_numbers(headers: list[Any]) -> list[int]:
-    """The source's numbers where they are all there and all different, so that viewers keep its order."""
-    numbers = [header.get("InstanceNumber") for header in headers]
-    if all(number is not None for number in numbers) and len(set(numbers)) == len(numbers):
-        return [int(number) for number in numbers]
-    return list(range(1, len(headers) + 1))
 
 
 def _code(value: str, meaning: str) -> Any:

@@ -42,17 +42,13 @@ def cases_below(root: Path, layout: str) -> tuple[str, tuple[Case, ...]]:
             found[name], files = cases_from_tags(root, files, tag)
     if layout in ("auto", "folder"):
         found["folder"] = cases_from_folder(root, files)
-    cases = sorted(
-        (case for of_one in found.values() for case in of_one), key=lambda case: (case.patient, case.variant)
-    )
+    cases = [case for of_one in found.values() for case in of_one]
+    cases.sort(key=lambda case: (case.patient, case.variant))
     return "+".join(name for name, of_one in found.items() if of_one), tuple(cases)
 
 
 def _passed_over(folders: tuple[str, ...]) -> bool:
     return any(_LABEL_FOLDER.fullmatch(part) or _PROJECTIONS.search(part) for part in folders)
-
-
-# --- the layouts that say everything in their names ---------------------------------------------------------
 
 
 class Tag(NamedTuple):
@@ -105,10 +101,8 @@ def tag_mayo(parts: tuple[str, ...]) -> Tag | None:
     return Tag(patient, is_full, 0.25 if quarter else None, "abdomen" if quarter else None, variant)
 
 
-def cases_from_tags(
-    root: Path, files: list[Path], tag: Callable[[tuple[str, ...]], Tag | None]
-) -> tuple[tuple[Case, ...], list[Path]]:
-    """The cases of the files that a layout places, and the other files."""
+def cases_from_tags(root: Path, files: list[Path], tag: Callable) -> tuple[tuple[Case, ...], list[Path]]:
+    """The cases of the files that a layout's ``tag`` (:func:`tag_tcia`, :func:`tag_mayo`) places, and the others."""
     groups: dict[tuple[str, str], dict[bool, list[Path]]] = {}
     known: dict[tuple[str, str], Tag] = {}
     rest = []
@@ -122,18 +116,12 @@ def cases_from_tags(
         if found.dose or key not in known:
             known[key] = found
         groups.setdefault(key, {}).setdefault(found.is_full, []).append(file)
-    cases = [
-        Case(key[0], _source(pair.get(True)), _source(pair.get(False)), known[key].dose, known[key].anatomy, key[1])
-        for key, pair in groups.items()
-    ]
+    cases = []
+    for key, pair in groups.items():
+        scans = {is_full: Source.of_files(files) for is_full, files in pair.items()}
+        cases.append(Case(key[0], scans.get(True), scans.get(False), known[key].dose, known[key].anatomy, key[1]))
     return tuple(cases), rest
 
-
-def _source(files: list[Path] | None) -> Source | None:
-    return Source.of_files(files) if files else None
-
-
-# --- any folder --------------------------------------------------------------------------------------------
 
 _CONTAINER = re.compile(
     r"(?:images?|train|test|val|volumes?|batch|media|data|nifti|dicom)(?:ing|tr|ts|set)?\b.*|"
@@ -190,17 +178,14 @@ def cases_from_folder(root: Path, files: list[Path]) -> tuple[Case, ...]:
         key = place.key if place.is_full is not None else (*place.key, str(one.files[0]))
         pair = groups.setdefault(key, {})
         if place.is_full in pair:
-            raise ScanError(
-                f"{one.files[0].parent} holds two scans that could be the "
-                f"{'full' if place.is_full else 'low'} dose of one pair: put each into a folder of its own"
-            )
+            what = f"two scans that could be the {'full' if place.is_full else 'low'} dose of one pair"
+            raise ScanError(f"{one.files[0].parent} holds {what}: put each into a folder of its own")
         pair[place.is_full is not False] = one, place
     return tuple(_case(pair) for pair in _joined_by_folder(list(groups.values())))
 
 
 def _joined_by_folder(pairs: list[dict[bool, tuple[_Found, _Place]]]) -> list[dict[bool, tuple[_Found, _Place]]]:
-    """The same, with the only full-dose and the only low-dose volume of a patient's folder as a pair, whatever
-    their names."""
+    """The same; a patient's folder with one full-dose and one low-dose volume makes a pair, whatever their names."""
     alone: dict[tuple, list[dict]] = {}
     for pair in pairs:
         one, place = next(iter(pair.values()))
@@ -214,7 +199,7 @@ def _joined_by_folder(pairs: list[dict[bool, tuple[_Found, _Place]]]) -> list[di
 
 
 def _case(pair: dict[bool, tuple[_Found, _Place]]) -> Case:
-    scans = {is_full: _source(one.files) for is_full, (one, _) in pair.items()}
+    scans = {is_full: Source.of_files(one.files) for is_full, (one, _) in pair.items()}
     one, place = pair.get(True) or pair[False]
     dose, anatomy = (0.25 if any(other.quarter for _, other in pair.values()) else None), None
     if place.key[0] == "by description" and _TCIA_PATIENT.fullmatch(place.patient):
