@@ -27,7 +27,7 @@ from tests.training_toys import (
     spawn,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "interruptible")
 
 
 @pytest.mark.parametrize(
