@@ -260,7 +260,7 @@ def find(name: str, *, sha256: str | None = None, folders: Sequence[str | Path] 
     tried = []
     for folder in dict.fromkeys(places):
         for path in (folder / f"{name}.safetensors", *(sorted(folder.glob(f"{name}@*.safetensors")) if sha256 else ())):
-            if path.is_file() and (sha256 is None or load(path).sha256 == sha256):
+            if path.is_file() and (sha256 is None or _read_header(path)[0].get("sha256") == sha256):
                 return path
             tried += [str(path)] if path.is_file() else []
     if tried:
@@ -334,13 +334,7 @@ def read_tensors(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict
     from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    header = _parse_header(path, data)
+    header, data = _read_header(path)
     try:
         tensors = deserialise(data)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -357,8 +351,17 @@ def read_tensors(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict
     return tensors, fields | {"sha256": header["sha256"], "format": header["format"]}
 
 
-def _parse_header(path: str | Path, data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: 8 bytes of length, then JSON with the key ``__metadata__``."""
+def _read_header(path: str | Path) -> tuple[dict[str, str], bytes]:
+    """A safetensors file's metadata, which nothing has checked yet, and its content.
+
+    8 bytes of length, then JSON with the key ``__metadata__``.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if len(data) <= 8:
         raise CheckpointError(f"{path}: truncated: only {len(data)} bytes")
     (length,) = struct.unpack("<Q", data[:8])
@@ -368,7 +371,7 @@ def _parse_header(path: str | Path, data: bytes) -> dict[str, str]:
         raise CheckpointError(f"{path}: truncated inside its header; get it again")
     try:
         header = json.loads(data[8 : 8 + length])
-        return dict(header.get("__metadata__", {}))
+        return dict(header.get("__metadata__", {})), data
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header is corrupted ({error}); get it again") from error
 

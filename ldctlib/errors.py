@@ -6,7 +6,9 @@ A message says what was wrong, where, and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from inspect import signature
+from typing import Any
 
 
 class LdctError(Exception):
@@ -48,6 +50,14 @@ def require(package: str, *, extra: str, needed_for: str):
             f"{needed_for} needs the package '{package}', which cannot be imported here ({error}). "
             f'Install it with: pip install "ldctlib[{extra}]"'
         ) from error
+
+
+def check_options(what: str, function: Callable, *given: Any, **options: Any) -> None:
+    """Raise ParameterError unless ``function`` takes these arguments; ``what`` names it in the message."""
+    try:
+        signature(function).bind(*given, **options)
+    except TypeError as error:
+        raise ParameterError(f"{what} does not take these options: {error}") from error
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

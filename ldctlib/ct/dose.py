@@ -190,11 +190,14 @@ def noise_map(image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0,
     FBP is linear and the rays are independent, so the variance is backprojected with the squared filter
     (Kak & Slaney, Eq. 5.58).
     """
-    project, reconstruct = projectors(image_hu, geometry)
-    p = project.A(hu_to_mu(image_hu))
+    project, _ = projectors(image_hu, geometry)
+    return _noise_map(project.A(hu_to_mu(image_hu)), geometry, scanner, dose, kernel)
+
+
+def _noise_map(p, geometry: Geometry, scanner: Scanner, dose: float, kernel) -> Tensor:
     quanta = dose * scanner.incident(geometry, p) * torch.exp(-p)
     variance = (quanta + scanner.electronic_sd**2) / quanta.clamp(min=0.5) ** 2
-    return delta_mu_to_hu(reconstruct.fbp_variance(variance, kernel).clamp(min=0).sqrt())
+    return delta_mu_to_hu(projector(geometry, p.device).fbp_variance(variance, kernel).clamp(min=0).sqrt())
 
 
 def calibrate(
@@ -209,8 +212,10 @@ def calibrate(
     n = geometry.size
     axis = (torch.arange(n, device=image_hu.device) - (n - 1) / 2) * geometry.pixel_mm
     centre = torch.hypot(axis[:, None], axis[None, :]) <= radius_mm
+    project, _ = projectors(image_hu, geometry)
+    p = project.A(hu_to_mu(image_hu))
     for _ in range(12):  # the variance is a/photons + b/photons^2: a few fixed-point steps meet it
-        sd = noise_map(image_hu, geometry, scanner, kernel=kernel)[..., centre].square().mean().sqrt().item()
+        sd = _noise_map(p, geometry, scanner, 1.0, kernel)[..., centre].square().mean().sqrt().item()
         power = 2 if sd < 4 * target_sd_hu else 1.2  # far off, electronic noise may rule: step with care
         scanner = replace(scanner, photons=scanner.photons * (sd / target_sd_hu) ** power)
         if not 1e-3 < scanner.photons < 1e15:

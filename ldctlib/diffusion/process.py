@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -134,10 +134,10 @@ class Process:
     def to_spec(self) -> dict[str, Any]:
         """The process as plain JSON: the schedule by name and length, and what is not a default."""
         spec: dict[str, Any] = {"schedule": self.schedule.name, "T": self.schedule.T, "prediction": self.prediction}
-        extra = dict(residual=self.residual, residual_std=self.residual_std, min_snr=self.min_snr)
-        extra["times"] = None if self.times is None else list(self.times)
-        defaults = dict(residual=False, residual_std=1.0, min_snr=None, times=None)
-        return spec | {name: value for name, value in extra.items() if value != defaults[name]}
+        for f in fields(self)[2:]:
+            if (value := getattr(self, f.name)) != f.default:
+                spec[f.name] = list(value) if isinstance(value, tuple) else value
+        return spec
 
     def to_chain(self, x: Tensor) -> Tensor:
         """x0, or an estimate of it, in the unit of the chain."""

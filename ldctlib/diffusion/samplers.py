@@ -21,6 +21,7 @@ Bad arguments raise ParameterError at the first step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from math import expm1, log, sqrt
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from ldctlib.diffusion.process import Generators, eps_from, noise_like, q_sample, x0_from
 from ldctlib.diffusion.schedule import Schedule
-from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.errors import ParameterError, ShapeError, check_options
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 Limits = tuple[float, float] | None
@@ -144,6 +145,16 @@ def dpm_solver_pp_2m(
 
 
 SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "dpm_solver_pp_2m": dpm_solver_pp_2m}
+
+
+def find(name: str, **options) -> Callable[..., Iterator[Step]]:
+    """A sampler by name, with its own options bound; ParameterError for a name or an option that there is not."""
+    if name not in SAMPLERS:
+        raise ParameterError(f"sampler is one of {', '.join(SAMPLERS)}; got {name!r}")
+    check_options(f"sampler {name!r}", SAMPLERS[name], None, None, None, (), generator=None, **options)
+    return partial(SAMPLERS[name], **options)
+
+
 """By the names that methods and command lines take."""
 
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
 
 import torch
 
-from ldctlib.errors import ParameterError
+from ldctlib.errors import ParameterError, check_options
 from ldctlib.methods import diffusion, filters, regression
 from ldctlib.methods.denoiser import Denoiser, LoadedMethod, Trained, residual_share
 
@@ -53,10 +52,7 @@ def load(name: str, *, device: str | torch.device = "cpu", **options) -> LoadedM
     if method.family.endswith(("regression", "diffusion")):
         blending["residual_noise"] = residual_share(given.pop("residual_noise", 0.0))
         blending["preserve_mean_px"] = float(given.pop("preserve_mean_px", 12.0))
-    try:
-        signature(method.load).bind(device=device, **given)
-    except TypeError as error:
-        raise ParameterError(f"method {name!r} does not take these options: {error}") from error
+    check_options(f"method {name!r}", method.load, device=device, **given)
     loaded = method.load(device=device, **given)
     denoise, output = loaded if isinstance(loaded, Trained) else (loaded, None)
     blends = output == "truth" and "residual_noise" not in options  # a share that was asked for is all there is

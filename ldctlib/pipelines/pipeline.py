@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ldctlib import checkpoints
 from ldctlib.checkpoints import Checkpoint
+from ldctlib.diffusion import samplers
 from ldctlib.diffusion.process import Generators, Process, noise_like, q_sample
-from ldctlib.diffusion.samplers import SAMPLERS, Step
-from ldctlib.errors import CheckpointError, ParameterError
+from ldctlib.diffusion.samplers import Step
+from ldctlib.errors import CheckpointError
 from ldctlib.pipelines.conditioning import Conditioning, Conditions
 from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.regression import RegressionNetwork
@@ -150,8 +151,7 @@ class DiffusionPipeline:
         times : the visited times, in place of ``steps``, ``start`` and ``spacing``.
         num_samples : of each image at once, one after another along the batch.
         """
-        if sampler not in SAMPLERS:
-            raise ParameterError(f"sampler is one of {', '.join(SAMPLERS)}; got {sampler!r}")
+        walk = samplers.find(sampler, **options)
         conditions = ldct if isinstance(ldct, Conditions) else self.condition(ldct.to(self.device))
         if num_samples > 1:
             conditions = conditions.map(lambda x: x.repeat_interleave(num_samples, dim=0))
@@ -163,5 +163,5 @@ class DiffusionPipeline:
         x_t = noise_like(conditions.estimate, generator)
         if start not in (None, schedule.T):
             x_t = q_sample(schedule, self.process.to_chain(conditions.estimate), times[0], x_t)
-        for step in SAMPLERS[sampler](self.predictor(conditions), x_t, schedule, times, generator=generator, **options):
+        for step in walk(self.predictor(conditions), x_t, schedule, times, generator=generator):
             yield step._replace(x_t=to_grid(step.x_t), x0_hat=to_grid(step.x0_hat), x0_prior=to_grid(step.x0_prior))

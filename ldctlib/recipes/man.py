@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ldctlib.data.patches import PatchConfig
 from ldctlib.losses import AutoencoderLoss, EncoderFeatures, Ramp, vgg16_features
 from ldctlib.pipelines import PipelineSpec
+from ldctlib.profiles import PROFILES
 from ldctlib.recipes.diffusion import RESIDUAL_TO_INPUT, updates
 from ldctlib.recipes.recipe import PAPER_DATA, PAPER_TRAIN, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
@@ -121,7 +122,6 @@ def autoencoder_recipe(profile: str, *, seed: int, perceptual: bool) -> Recipe:
     return Recipe({"autoencoder": AUTOENCODER}, stages, **common)
 
 
-PROFILES = ("workshop", "train", "paper")
 AUTOENCODER_SIMPLE = {profile: autoencoder_recipe(profile, seed=1, perceptual=False) for profile in PROFILES}
 AUTOENCODER_PERCEPTUAL = {profile: autoencoder_recipe(profile, seed=2, perceptual=True) for profile in PROFILES}
 

@@ -73,9 +73,10 @@ def training_order(names=None, profile: str = "train") -> list[str]:
 def graph(profile: str = "train") -> str:
     """Who needs whom, and who has to be trained again after whom, as text."""
     lines = []
-    for name in training_order(profile=profile):
-        again = [other for other in training_order(profile=profile) if name in needs(other, profile)]
-        parts = [f"needs {', '.join(needs(name, profile))}"] if needs(name, profile) else []
+    used = {name: needs(name, profile) for name in training_order(profile=profile)}
+    for name in used:
+        again = [other for other in used if name in used[other]]
+        parts = [f"needs {', '.join(used[name])}"] if used[name] else []
         parts += [f"train again after it: {', '.join(again)}"] if again else []
         lines.append(f"{name}: {'; '.join(parts) or 'stands alone'}")
     return "\n".join(lines)
