@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ldctlib.data.banks import PhantomSlices, ScanSlices, Slices, draw_scans, scanner_noise
+from ldctlib.ct.kernels import edge_blur_px
+from ldctlib.data.banks import PIXELS_MM, PhantomSlices, ScanSlices, Slices, draw_scans, random_kernel, scanner_noise
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.errors import ParameterError, ScanError, ShapeError
@@ -37,7 +38,7 @@ class PatchConfig:
     n_noises: int = 160
     refresh: int = 64_000  # samples between two drawings of the banks
     photograph_share: float = 0.4
-    noise_sd_hu: tuple[float, float] = (6.0, 130.0)  # of the low-dose image, log-uniform
+    noise_sd_hu: tuple[float, float] | None = (6.0, 130.0)  # of the low-dose image, log-uniform; None: no such image
     edge_blur_range: tuple[float, float] = (0.4, 1.1)  # of the kernel's own edge blur; below 1 keeps finer detail
     mix_probability: float = 0.25  # of noise that adds two of the bank's, for spectra in between
     full_dose_noise_sd_hu: tuple[float, float] | None = None  # adds "full_dose_hu", an image with this noise
@@ -47,6 +48,8 @@ class PatchConfig:
             pair = getattr(self, name)
             if pair is not None and not 0 < pair[0] < pair[1]:
                 raise ParameterError(f"{name} is a rising pair of HU above 0, got {pair}")
+        if self.noise_sd_hu is None and self.full_dose_noise_sd_hu is not None:
+            raise ParameterError("without noise_sd_hu no noise is simulated: leave out full_dose_noise_sd_hu")
         if self.patch < 16 or self.patch > 512:
             raise ParameterError(f"patch must lie between 16 and 512 pixels, got {self.patch}")
 
@@ -54,7 +57,7 @@ class PatchConfig:
         """The stream of phantoms and photographs, of a collection's pairs, or of its full-dose scans."""
         if collection is None:
             return NoisePatches(self)
-        if len(collection.pairs()):
+        if len(collection.pairs()) and self.noise_sd_hu is not None:
             return PairedPatches(collection, self)
         return NoisePatches(self, slices=ScanSlices(collection))
 
@@ -79,6 +82,7 @@ def _sample(ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Ten
 class NoisePatches(Dataset):
     """``dataset[n]`` -> {"ldct_hu", "target_hu" (1, P, P) float32 in HU, "noise_sd_hu" scalar}: an endless stream.
 
+    Without ``config.noise_sd_hu`` it is {"target_hu"} alone, as an unconditional model learns from.
     The target is noise-free. With ``config.full_dose_noise_sd_hu`` also "full_dose_hu", the same object as a full-dose
     scan shows it, with noise of its own that is independent of the low dose's; slices that are scans are that already.
     """
@@ -99,9 +103,10 @@ class NoisePatches(Dataset):
             side = max(128, c.patch + 2 * BORDER)
             photographs = (random_hu(rng, min_size=side) for _ in range(c.n_photographs))
             self._photographs = [image.astype(np.float16) for image in photographs]
-            bodies = [image.astype(np.float32) for image in self._slices[:: max(1, c.n_slices // 32)]]
-            noises, self._blur = scanner_noise(rng, c.n_noises, size=c.size, bodies=bodies)
-            self._noises = noises.astype(np.float16)
+            if c.noise_sd_hu is not None:
+                bodies = [image.astype(np.float32) for image in self._slices[:: max(1, c.n_slices // 32)]]
+                noises, self._blur = scanner_noise(rng, c.n_noises, size=c.size, bodies=bodies)
+                self._noises = noises.astype(np.float16)
             self._generation = generation
 
     def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
@@ -116,6 +121,10 @@ class NoisePatches(Dataset):
             if min(image.shape) < c.patch + 2 * BORDER:  # whole slices
                 image = np.pad(image, BORDER, mode="edge")
             clean = _body_crops([image], c.patch + 2 * BORDER, rng)[0]
+        if c.noise_sd_hu is None:
+            blur = edge_blur_px(random_kernel(rng), float(rng.choice(PIXELS_MM)))
+            clean = self._blurred(clean, blur * rng.uniform(*c.edge_blur_range) if sharp else 0.0)
+            return {"target_hu": torch.from_numpy(clean[None])}
         noise, blur = self._noise(rng)
         if rng.random() < c.mix_probability:
             weight = rng.uniform(0, 1)

@@ -102,6 +102,8 @@ class Process:
     residual_std : unit of the noise, in x0's: about the standard deviation of x0, or of the difference (edm2's
         sigma_data). The chain runs on x0 / residual_std; :meth:`to_chain` and :meth:`from_chain` convert.
     times : the times that the network is trained at, all of 1 … T by default (Fast-DDPM has ten).
+    time_power : training times are drawn as T u^time_power with u uniform. 1 is the papers'; above, small times come
+        more often, where a denoiser's chain starts.
     min_snr : γ of min-SNR-γ weights (Hang et al. 2023), or None for DDPM's simple loss (Eq. 14).
     """
 
@@ -111,6 +113,7 @@ class Process:
     residual_std: float = 1.0
     times: tuple[int, ...] | None = None
     min_snr: float | None = None
+    time_power: float = 1.0
 
     def __post_init__(self):
         _check_prediction(self.prediction)
@@ -118,6 +121,8 @@ class Process:
             raise ParameterError(f"residual_std must be positive, got {self.residual_std}")
         if self.min_snr is not None and not self.min_snr > 0:
             raise ParameterError(f"min_snr is a positive number, usually 5, or None, got {self.min_snr}")
+        if not self.time_power > 0:
+            raise ParameterError(f"time_power is positive, 1 for uniform times, got {self.time_power}")
         if self.times is not None:
             object.__setattr__(self, "times", self.schedule.check_times(self.times))
 
@@ -154,7 +159,8 @@ class Process:
         in x0's shape (a learned variance is extra channels).
         """
         network, x0 = self._of_x_t(network, estimate), self.to_chain(x0)
-        t = sample_times(self.schedule, len(x0), generator=generator, device=x0.device, times=self.times)
+        options = dict(generator=generator, device=x0.device, times=self.times, power=self.time_power)
+        t = sample_times(self.schedule, len(x0), **options)
         eps = noise_like(x0, generator)
         weight = loss_weight(self.schedule, t, self.prediction, self.min_snr)
         value = network(q_sample(self.schedule, x0, t, eps), t)
@@ -200,8 +206,11 @@ def sample_times(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     times: Iterable[int] | None = None,
+    power: float = 1.0,
 ) -> Tensor:
     """Training times, int64 (batch,), uniform over 1 … T, or over ``times``, as in Fast-DDPM.
+
+    ``power`` above 1 draws the first of them more often: T u^power with u uniform.
 
     One random offset shifts an even grid (Kingma et al. 2021, VDM, App. I.1): every t is still uniform, but a
     batch covers all noise levels evenly, so its loss scatters less.
@@ -211,7 +220,7 @@ def sample_times(
     offset = torch.rand((), generator=generator, device=source)
     place = (offset + torch.arange(batch, device=source) / batch) % 1
     # rounding may lift a place just under 1 to 1
-    index = (place * len(levels)).long().clamp(max=len(levels) - 1)
+    index = (place**power * len(levels)).long().clamp(max=len(levels) - 1)
     t = index + 1 if times is None else torch.tensor(levels, device=source)[index]
     return t if device is None else t.to(device)
 

@@ -110,13 +110,15 @@ class DiffusionPipeline:
     def loss(
         self, network: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator, *, noise_draws: int = 1
     ) -> Tensor:
-        """The process's loss on a training batch with "target_hu" and "ldct_hu".
+        """The process's loss on a training batch with "target_hu", and "ldct_hu" where it has conditions.
 
         noise_draws : times and noises for each image, whose encodings cost more than a training step.
         """
         with torch.no_grad():
             x0 = self.grid.encode(batch["target_hu"], generator)
-        conditions = self.condition(batch["ldct_hu"])
+        conditions = Conditions(x0, {})  # a prior sees clean images alone
+        if self.spec.conditions or self.process.residual:
+            conditions = self.condition(batch["ldct_hu"])
         if noise_draws > 1:
             # not repeat_interleave: times are an even grid along the batch, and an image's shall be far apart
             x0 = x0.repeat(noise_draws, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Diffusion recipes: the loss of every diffusion pipeline, and the conditional DDPM on pixels."""
+"""Diffusion recipes: the loss of every diffusion pipeline, the conditional DDPM on pixels, and Fast-DDPM."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ CONCATENATED = {"concat": ["ldct"]}
 COMMON: dict[str, Any] = dict(updates=updates, hu_range=DDPM_RANGE, paper="Ho et al. 2020; Saharia et al. 2021 (SR3)")
 
 
-def pixel_recipe(steps: tuple[int, int], warmup: int, batch_size: int, banks=None, **train) -> Recipe:
-    """Steps of the stages "stable" and "decay", and warm-up steps of the first."""
+def pixel_recipe(
+    steps: tuple[int, int], warmup: int, batch_size: int, banks=None, times=None, paper="", **train
+) -> Recipe:
+    """Steps of the stages "stable" and "decay", and warm-up steps of the first; ``times`` are all or a few."""
     train |= PIXEL_TRAIN | dict(batch_size=batch_size)
     banks = PIXELS | (banks or {})
     stable = TrainConfig(steps=steps[0], warmup_steps=warmup, schedule="constant", **train)
@@ -57,8 +59,9 @@ def pixel_recipe(steps: tuple[int, int], warmup: int, batch_size: int, banks=Non
         Stage("stable", stable, PatchConfig(seed=205, **banks)),
         Stage("decay", TrainConfig(steps=steps[1], **train), PatchConfig(seed=1205, **banks)),
     )
-    pipeline = PipelineSpec(RESIDUAL_TO_INPUT, conditions=CONCATENATED)
-    return Recipe({"unet": PIXEL_UNET}, stages, pipeline=pipeline, **COMMON)
+    process = RESIDUAL_TO_INPUT | ({} if times is None else dict(times=list(times)))
+    pipeline = PipelineSpec(process, conditions=CONCATENATED)
+    return Recipe({"unet": PIXEL_UNET}, stages, pipeline=pipeline, **COMMON | (dict(paper=paper) if paper else {}))
 
 
 PAPER_STAGE = Stage(
@@ -71,3 +74,32 @@ DDPM = {
     "train": pixel_recipe((2_500, 1_500), 200, batch_size=8, log_every=100, checkpoint_every=500),
     "paper": Recipe({"unet": PAPER_PIXEL_UNET}, (PAPER_STAGE,), pipeline=PAPER_PIPELINE, **COMMON),
 }
+
+# ---------------------------------------------------------------- Fast-DDPM (Jiang et al. 2024)
+
+UNIFORM_TIMES = tuple(range(1000, 0, -100))
+"""Ten even times. (The published code counts eleven: these and the first.)"""
+NON_UNIFORM_TIMES = (1000, 950, 900, 850, 800, 700, 600, 400, 200, 1)
+"""The published ten, denser where noise is strong: 0, 199, 399, 599, 699, 799, 849, 899, 949 and 999 from zero."""
+
+
+def fast_ddpm(times: tuple[int, ...]) -> dict[str, Recipe]:
+    """The DDPM's network, data and budget, trained on the ten times alone that its sampler visits."""
+    paper = "Jiang et al. 2024 (Fast-DDPM)"
+    data = PatchConfig(seed=205, **PAPER_DATA | dict(patch=256))
+    stage = Stage("whole", TrainConfig(steps=400_000, lr=2e-5, seed=5, **PAPER_TRAIN | dict(accumulation=1)), data)
+    process = dict(schedule="linear", T=1000, prediction="eps", times=list(times))
+    pipeline = PipelineSpec(process, conditions=CONCATENATED)
+    published = Recipe({"unet": PAPER_PIXEL_UNET}, (stage,), pipeline=pipeline, **COMMON | dict(paper=paper))
+    few: dict[str, Any] = dict(batch_size=4, banks=SMALL_BANKS, log_every=10)
+    return {
+        "workshop": pixel_recipe((40, 40), 10, times=times, paper=paper, **few),
+        "train": pixel_recipe(
+            (2_500, 1_500), 200, batch_size=8, times=times, paper=paper, log_every=100, checkpoint_every=500
+        ),
+        "paper": published,
+    }
+
+
+FAST_DDPM = fast_ddpm(UNIFORM_TIMES)
+FAST_DDPM_NON_UNIFORM = fast_ddpm(NON_UNIFORM_TIMES)

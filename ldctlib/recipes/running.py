@@ -17,7 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import diffusion, man, regression
+from ldctlib.recipes import ddnm, diffusion, man, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -31,6 +31,9 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "man_simple": man.MAN_SIMPLE,
     "man_start": man.MAN_START,
     "ddpm": diffusion.DDPM,
+    "fast_ddpm": diffusion.FAST_DDPM,
+    "fast_ddpm_non_uniform": diffusion.FAST_DDPM_NON_UNIFORM,
+    "prior_ct": ddnm.PRIOR_CT,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
 
