@@ -36,7 +36,12 @@ class _Scan:
 
     @property
     def angles_rad(self) -> list[float]:
-        return [self.turn_rad * i / self.n_views for i in range(self.n_views)]
+        return [self.view_rad * i for i in range(self.n_views)]
+
+    @property
+    def view_rad(self) -> float:
+        """The angle from one view to the next."""
+        return self.turn_rad / self.n_views
 
     def on_grid(self, size: int) -> Geometry:
         """The same scan of the same field of view, on an image grid of another size."""
@@ -45,11 +50,11 @@ class _Scan:
 
 @dataclass(frozen=True)
 class ParallelGeometry(_Scan):
-    """Parallel beam over half a turn."""
+    """Parallel beam over half a turn, or less of it."""
 
     bin_mm: float = 0.75
     offset_bins: float = 0.0  # shift of the detector's centre; 0.25 is a quarter-detector offset
-    turn_rad = math.pi  # of all views
+    turn_rad: float = math.pi  # of all views; below π the arc is limited
 
     def __post_init__(self):
         self._check(size=8, n_views=1, n_bins=2)

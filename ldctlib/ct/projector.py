@@ -146,16 +146,16 @@ class Projector:
             f = torch.arange(ramp.numel(), dtype=torch.float64) / (n * self._parallel.bin_mm)
             ramp = ramp * self._rebin.detector_response(f).to(ramp)
         squared = torch.fft.rfft(torch.fft.irfft(ramp, n=n).square())
-        return self._smear(self._filter(v, squared))[:, None] * (math.pi / self._parallel.n_views) ** 2
+        return self._smear(self._filter(v, squared))[:, None] * self._parallel.view_rad**2
 
     def _fbp(self, sinogram, which):
         p = sinogram[:, 0]
         if self._rebin:
             p = self._rebin.to_parallel(p)
-        return (self._smear(self._filter(p, self._ramp(which))) * (math.pi / self._parallel.n_views))[:, None]
+        return (self._smear(self._filter(p, self._ramp(which))) * self._parallel.view_rad)[:, None]
 
     def _fbp_adjoint(self, image, which):
-        lines = self._gridder.lines(image[:, 0] * self._seen) * (self._shift * (math.pi / self._parallel.n_views))
+        lines = self._gridder.lines(image[:, 0] * self._seen) * (self._shift * self._parallel.view_rad)
         p = self._filter(torch.fft.irfft(lines, n=self._length)[..., : self._parallel.n_bins], self._ramp(which))
         return (self._rebin.to_parallel_adjoint(p) if self._rebin else p)[:, None]
 

@@ -20,8 +20,9 @@ Bad arguments raise ParameterError at the first step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from math import expm1, log, sqrt
 from typing import NamedTuple
 
@@ -74,12 +75,7 @@ def ddpm(
         if s >= t:
             x = q_sample(schedule, x0_hat, s, noise_like(x, generator))
         elif s > 0:
-            alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
-            alpha = alpha_bar_t / alpha_bar_s
-            beta = 1 - alpha
-            mean = (sqrt(alpha_bar_s) * beta * x0_hat + sqrt(alpha) * (1 - alpha_bar_s) * x) / (1 - alpha_bar_t)
-            sigma = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta)
-            x = mean + sigma * noise_like(x, generator)
+            x = posterior_sample(schedule, x, t, x0_hat, s, generator)
 
 
 @torch.no_grad()
@@ -144,18 +140,29 @@ def dpm_solver_pp_2m(
             x0_before, h_before = x0_hat, h
 
 
+def posterior_sample(
+    schedule: Schedule, x_t: Tensor, t: int, x0: Tensor, s: int, generator: Generators = None
+) -> Tensor:
+    """x_s from q(x_s | x_t, x0), s < t (Ho et al. 2020, Eqs 6 and 7, with α = ᾱ_t / ᾱ_s)."""
+    alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
+    alpha = alpha_bar_t / alpha_bar_s
+    beta = 1 - alpha
+    mean = (sqrt(alpha_bar_s) * beta * x0 + sqrt(alpha) * (1 - alpha_bar_s) * x_t) / (1 - alpha_bar_t)
+    sigma = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * beta)
+    return mean + sigma * noise_like(x_t, generator)
+
+
 SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "dpm_solver_pp_2m": dpm_solver_pp_2m}
-
-
-def find(name: str, **options) -> Callable[..., Iterator[Step]]:
-    """A sampler by name, with its own options bound; ParameterError for a name or an option that there is not."""
-    if name not in SAMPLERS:
-        raise ParameterError(f"sampler is one of {', '.join(SAMPLERS)}; got {name!r}")
-    check_options(f"sampler {name!r}", SAMPLERS[name], None, None, None, (), generator=None, **options)
-    return partial(SAMPLERS[name], **options)
-
-
 """By the names that methods and command lines take."""
+
+
+def find(name: str, among: Mapping[str, Callable] = SAMPLERS, **options) -> Callable[..., Iterator[Step]]:
+    """A sampler by name, with its own options bound; ParameterError for a name or an option that there is not."""
+    if name not in among:
+        raise ParameterError(f"sampler is one of {', '.join(among)}; got {name!r}")
+    positional = [p for p in signature(among[name]).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    check_options(f"sampler {name!r}", among[name], *positional, generator=None, **options)
+    return partial(among[name], **options)
 
 
 def pairs(schedule: Schedule, times: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -128,6 +128,17 @@ class Schedule:
         return times
 
 
+def time_travel(times: Sequence[int], jump: int = 10, repeats: int = 3) -> tuple[int, ...]:
+    """``times`` with every run of ``jump`` steps walked ``repeats`` times (RePaint, Lugmayr et al. 2022; DDNM's demo).
+
+    After a run the sampler goes back to its first time, by noise of its own, and walks it again.
+    """
+    if jump < 1 or repeats < 1:
+        raise ParameterError(f"jump and repeats are at least 1, got {jump} and {repeats}")
+    runs = [tuple(times[i : i + jump]) for i in range(0, len(times), jump)]
+    return tuple(t for run in runs for t in run * repeats)
+
+
 def from_betas(betas: Sequence[float] | Tensor, name: str = "custom") -> Schedule:
     """Schedule with the given β_1 … β_T, each above 0 and below 1."""
     betas = torch.as_tensor(betas, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""CT projections of images in a model's range."""
+"""CT projections: few views, a limited arc, low dose."""
 
 from __future__ import annotations
 
@@ -6,34 +6,40 @@ import torch
 from torch import Tensor
 
 from ldctlib.ct.projector import Projector
+from ldctlib.operators.noise import Noise
 from ldctlib.operators.operator import Operator
-from ldctlib.units import Range, hu_to_mu
+from ldctlib.units import AIR_HU, MU_WATER_PER_MM
 
 
 class CTProjection(Operator):
-    """Line integrals of an image in a model's range.
+    """Line integrals of an image in HU.
 
-    Model range -> HU -> attenuation -> line integrals is affine. :meth:`A` is its linear part; :meth:`to_y` takes the
-    constant out of measured line integrals. Filtered backprojection is no pseudo-inverse (A A⁺ A ≠ A): A⁺ and the prox
-    are solved by conjugate gradients with the exact adjoint.
+    HU -> attenuation -> line integrals is affine: :meth:`A` is its linear part, and :meth:`to_y` takes the constant out
+    of measured line integrals. Filtered backprojection is no pseudo-inverse (A A⁺ A ≠ A) and has its own name
+    (:meth:`fbp`): A⁺ and the prox are solved by conjugate gradients with the exact adjoint. Few views and limited arcs
+    are the projector's geometry.
 
-    noise_sd : of the line integrals, dimensionless.
+    noise : standard deviation of the line integrals, dimensionless.
     """
 
-    def __init__(self, projector: Projector, hu_range: Range, noise_sd: float = 0.0, iterations: int = 50):
-        super().__init__(noise_sd)
+    def __init__(self, projector: Projector, noise: float | Noise = 0.0, iterations: int = 50):
+        super().__init__(noise)
         self.projector, self.iterations = projector, iterations
-        self.mu_per_unit = hu_to_mu(hu_range.from_model(1.0)) - hu_to_mu(hu_range.from_model(0.0))
+        self.mu_per_hu = MU_WATER_PER_MM / 1000
         size = projector.geometry.size
-        zero = torch.full((1, 1, size, size), hu_to_mu(hu_range.from_model(0.0)), device=projector.device)
-        self.offset = projector.A(zero)
+        self.water = projector.A(torch.full((1, 1, size, size), MU_WATER_PER_MM, device=projector.device))
 
     def A(self, x: Tensor) -> Tensor:
-        return self.projector.A(x * self.mu_per_unit)
+        return self.projector.A(x * self.mu_per_hu)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
-        return self.projector.A_adjoint(y) * self.mu_per_unit
+        return self.projector.A_adjoint(y) * self.mu_per_hu
 
     def to_y(self, line_integrals: Tensor) -> Tensor:
-        """Measured line integrals (B, 1, views, bins) without the constant of the affine scale."""
-        return line_integrals - self.offset
+        """Measured line integrals (B, 1, views, bins) without those of 0 HU everywhere."""
+        return line_integrals - self.water
+
+    def fbp(self, y: Tensor, kernel="ramp") -> Tensor:
+        """Filtered backprojection of y, (B, 1, H, W) in HU; air outside the field of view."""
+        hu = self.projector.fbp(y + self.water, kernel) / self.mu_per_hu + AIR_HU
+        return hu
