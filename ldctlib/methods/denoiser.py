@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ldctlib.ct.noise_model import NoiseModel, noise_from_image
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import check_images, gaussian_blur
 
@@ -70,6 +71,12 @@ def blend(ldct: Tensor, denoised: Tensor, residual_noise: float = 0.0, preserve_
     if preserve_mean_px:
         removed = removed - gaussian_blur(removed, preserve_mean_px)
     return ldct - (1 - residual_noise) * removed
+
+
+def noise_of(image: Tensor, noise: NoiseModel | None, spacing_mm) -> NoiseModel:
+    """The noise that a caller gave, or else an estimate from the image (1, 1, H, W), of .75 mm pixels unless told."""
+    pixel_mm = 0.75 if spacing_mm is None else float(spacing_mm[-1])
+    return noise if noise is not None else noise_from_image(image.cpu(), pixel_mm)
 
 
 def residual_share(residual_noise: float | str) -> float:

@@ -21,7 +21,7 @@ def sample(
     name: str,
     path=None,
     sampler: str = "ddim",
-    steps: int = 30,
+    steps: int | None = None,
     start: int | None = None,
     spacing: str = "trailing",
     num_samples: int = 1,
@@ -34,7 +34,8 @@ def sample(
     start from, the code of a regression network's estimate as well: the paper leaves open how its condition is
     "derived from the input noisy image". On pixels ``sampler="ddpm", steps=1000`` is the original DDPM.
 
-    sampler, steps, spacing : see :mod:`ldctlib.diffusion.samplers`.
+    sampler, spacing : see :mod:`ldctlib.diffusion.samplers`.
+    steps : 30, or as many as the model was trained for (Fast-DDPM: 10).
     start : begin at this time from the noised estimate instead. A prior without conditions begins at 300 unless given,
         as PET-diffusion does.
     num_samples : images drawn and averaged; one is the paper's.
@@ -51,7 +52,7 @@ def sample(
         start = START_OF_A_PRIOR if start is None else start
         if start == schedule.T:
             raise ParameterError(f"at start = T = {start} nothing of the image is left for a prior: start below T")
-    schedule.times(steps, spacing, start=start)  # likewise
+    schedule.times(steps or 30, spacing, start=start)  # likewise
 
     def denoise(ldct, *, noise, spacing_mm, generator):
         out, generators = [], image_generators(generator, len(ldct))

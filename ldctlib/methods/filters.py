@@ -7,20 +7,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ldctlib.ct.noise_model import NoiseModel, noise_from_image
+from ldctlib.ct.noise_model import NoiseModel
 from ldctlib.errors import ParameterError, require
 from ldctlib.image import gaussian_blur
-from ldctlib.methods.denoiser import Denoiser
-
-
-def _pixel_mm(spacing_mm) -> float:
-    return float(spacing_mm[-1]) if spacing_mm is not None else 0.75
-
-
-def _noise_of(image: Tensor, noise: NoiseModel | None, spacing_mm) -> NoiseModel:
-    return noise if noise is not None else noise_from_image(image.cpu(), _pixel_mm(spacing_mm))
+from ldctlib.methods.denoiser import Denoiser, noise_of
 
 
 def identity(*, device) -> Denoiser:
@@ -39,7 +30,7 @@ def _image_by_image(f: Callable[[np.ndarray, NoiseModel], np.ndarray]) -> Denois
     """A NumPy filter of one (H, W) image and its noise as a denoiser of batches."""
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        out = [f(image[0].cpu().numpy(), _noise_of(image[None], noise, spacing_mm)) for image in ldct]
+        out = [f(image[0].cpu().numpy(), noise_of(image[None], noise, spacing_mm)) for image in ldct]
         return torch.from_numpy(np.stack(out).astype(np.float32))[:, None].to(ldct.device)
 
     return denoise

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from ldctlib.errors import ParameterError, check_options
-from ldctlib.methods import diffusion, filters, regression
+from ldctlib.methods import diffusion, filters, plug_and_play, regression
 from ldctlib.methods.denoiser import Denoiser, LoadedMethod, Trained, residual_share
 
 TRAINED_HERE = "trained here on phantoms and photographs"
@@ -100,6 +100,12 @@ def _trained(name: str, title: str, family: str, paper: str, evaluations: int, l
     )
 
 
+def _plug_and_play(name: str, title: str, paper: str, evaluations: int, **options) -> Method:
+    """A method on the unconditional CT prior."""
+    load, family = plug_and_play.denoise_with_prior, "plug-and-play diffusion"
+    return _trained(name, title, family, paper, evaluations, load, checkpoint="prior_ct", **options)
+
+
 BM3D = "package bm3d; noise from the image"
 ROUND_TRIP = ("autoencoder", "MAN, section 2.1", 1, diffusion.round_trip)
 
@@ -124,5 +130,10 @@ METHODS: dict[str, Method] = {
         ),
         _trained("man_simple", "MAN, simple AE", "latent diffusion", "MAN, Table 2", 30, diffusion.sample),
         _trained("ddpm", "Pixel DDPM, 30 DDIM steps", "pixel diffusion", "Ho et al. 2020", 30, diffusion.sample),
+        _trained("fast_ddpm", "Fast-DDPM, 10 steps", "pixel diffusion", "Jiang et al. 2024", 10, diffusion.sample),
+        _plug_and_play("ddnm", "DDNM+ with NPS, 20 steps", "Wang et al. 2023", 20),
+        _plug_and_play("ddnm_white", "DDNM+ white, 20 steps", "plug-and-play DDNM", 20, spectrum=False),
+        _plug_and_play("dps", "DPS, 1000 steps", "Chung et al. 2023", 1000, sampler="dps", start=1000, steps=1000),
+        _plug_and_play("ilvr", "ILVR, 100 steps", "Choi et al. 2021", 100, sampler="ilvr", steps=100),
     )
 }

@@ -138,7 +138,7 @@ class DiffusionPipeline:
         ldct: Tensor | Conditions,
         *,
         sampler: str = "ddim",
-        steps: int = 30,
+        steps: int | None = None,
         start: int | None = None,
         spacing: str = "trailing",
         times: Sequence[int] | None = None,
@@ -150,6 +150,8 @@ class DiffusionPipeline:
 
         ldct : (B, 1, H, W) in HU, or its conditions where they were made before.
         start : the noisiest time. Below T the chain starts from the noised estimate; None starts from noise at T.
+        steps : network evaluations; by default 30, or one at each time that the process was trained at where those are
+            few (Fast-DDPM).
         times : the visited times, in place of ``steps``, ``start`` and ``spacing``.
         num_samples : of each image at once, one after another along the batch.
         """
@@ -158,8 +160,10 @@ class DiffusionPipeline:
         if num_samples > 1:
             conditions = conditions.map(lambda x: x.repeat_interleave(num_samples, dim=0))
         schedule, to_grid = self.process.schedule, self.process.from_chain
+        if times is None and steps is None and start is None:
+            times = self.process.times
         if times is None:
-            times = schedule.times(steps, spacing, start=start)
+            times = schedule.times(30 if steps is None else steps, spacing, start=start)
         else:
             start = times[0]
         x_t = noise_like(conditions.estimate, generator)

@@ -1,0 +1,89 @@
+"""Denoising with an unconditional prior, without pairs: a sampler starts from the scan with its own noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldctlib.ct.noise_model import NoiseModel
+from ldctlib.diffusion import samplers
+from ldctlib.diffusion.plug_and_play import PLUG_AND_PLAY
+from ldctlib.diffusion.process import image_generators
+from ldctlib.errors import ParameterError
+from ldctlib.methods.denoiser import Trained, noise_of
+from ldctlib.operators import BlockMean, CorrelatedNoise, Identity, Operator, WhiteNoise
+from ldctlib.pipelines import Prior
+
+
+def denoising_operator(noises: list[NoiseModel], size, *, spectrum: bool = True, noise_factor: float = 1.0) -> Identity:
+    """A = I with the noise of each image of a batch, in HU: its spectrum, or its standard deviation as white noise.
+
+    noise_factor : times the standard deviation.
+    """
+    if spectrum:
+        psd = np.stack([noise.psd(*size) / noise.pixel_mm**2 for noise in noises])[:, None]
+        return Identity(CorrelatedNoise.from_psd(psd, 1.0).scaled(noise_factor))
+    return Identity(WhiteNoise(noise_factor * max(noise.sd_hu for noise in noises)))
+
+
+def denoise_with_prior(
+    *,
+    device,
+    name: str = "prior_ct",
+    path=None,
+    sampler: str = "ddnm_plus",
+    steps: int = 20,
+    start: int | None = None,
+    spectrum: bool = True,
+    noise_factor: float = 1.0,
+    fixed_sd_unit: float | None = None,
+    factor: int = 2,
+    num_samples: int = 1,
+    batch: int = 1,
+    **options,
+) -> Trained:
+    """Plug-and-play denoising: a sampler held to the scan, with the noise that the scan already has.
+
+    The noise comes from the call (``noise=``) or is estimated from each image, in HU. The chain starts mid-way, where
+    its own noise is that of the scan's strongest frequency: above, the scan says nothing.
+
+    sampler : a name of :data:`~ldctlib.diffusion.plug_and_play.PLUG_AND_PLAY`; its arguments are ``options``.
+    steps, start : network evaluations, and the noisiest time in place of the scan's own.
+    spectrum : the noise's power spectrum, or one white standard deviation.
+    noise_factor : times the estimated standard deviation.
+    fixed_sd_unit : a white standard deviation in the model's [-1, 1] in place of the scan's noise. The released code
+        takes .6, about five times the noise of its images: a strength, no noise level.
+    factor : pixels a side of ILVR's block means.
+    num_samples : images drawn and averaged; one is a draw from about the posterior, many are its mean.
+    batch : slices at a time.
+    """
+    samplers.find(sampler, PLUG_AND_PLAY, **options)  # raises now, not at the first image
+    prior = Prior.from_checkpoint(path or name, device=device)
+    prior.schedule.times(min(steps, start or prior.schedule.T), start=start)
+    for what, value in dict(num_samples=num_samples, batch=batch, noise_factor=noise_factor).items():
+        if not value > 0:
+            raise ParameterError(f"{what} must be above 0, got {value}")
+    if fixed_sd_unit is not None and not fixed_sd_unit >= 0:
+        raise ParameterError(f"fixed_sd_unit is a standard deviation in the model's range, got {fixed_sd_unit}")
+
+    def measurement(x: Tensor, noise: NoiseModel | None, spacing_mm) -> tuple[Tensor, Operator]:
+        if sampler == "ilvr":
+            low_pass = BlockMean(factor)
+            return low_pass.A(x), low_pass
+        if fixed_sd_unit is not None:
+            return x, Identity(fixed_sd_unit / prior.range.scale)
+        noises = [noise_of(image[None], noise, spacing_mm) for image in x]
+        return x, denoising_operator(noises, x.shape[-2:], spectrum=spectrum, noise_factor=noise_factor)
+
+    def denoise(ldct, *, noise, spacing_mm, generator):
+        out, generators = [], image_generators(generator, len(ldct))
+        for first in range(0, len(ldct), batch):
+            x, own = ldct[first : first + batch], generators[first : first + batch]
+            y, operator = measurement(x, noise, spacing_mm)
+            chain = dict(sampler=sampler, steps=steps, start=start, generator=own, **options)
+            drawn = [prior.restore(y, operator, **chain) for _ in range(num_samples)]
+            out.append(torch.stack(drawn).mean(0).to(ldct.device))
+        return torch.cat(out)
+
+    return Trained(denoise, prior.pipeline.output)
