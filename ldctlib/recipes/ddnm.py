@@ -44,7 +44,7 @@ def prior_recipe(profile: str) -> Recipe:
         steps, warmup, last = (40, 40), 10, dict(batch_size=1)
     else:
         train |= dict(batch_size=12, log_every=50, checkpoint_every=250)
-        steps, warmup, last = (3_000, 900), 200, dict(batch_size=2)
+        steps, warmup, last = (2_000, 900), 200, dict(batch_size=2)
     stable = TrainConfig(steps=steps[0], lr=8e-4, warmup_steps=warmup, schedule="constant", **train)
     stages = (
         Stage("stable", stable, PatchConfig(seed=207, patch=64, **data)),

@@ -1,0 +1,228 @@
+"""Restoring measurements y = A x + n: denoising, super-resolution, inpainting, few views, CT and MR, in one table.
+
+python -m ldctlib.benchmark.restoration --tasks denoise,sr4,sr8 --crop 192
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldctlib import metrics as M
+from ldctlib.benchmark.cases import BenchmarkCase, phantom_cases
+from ldctlib.benchmark.result import BenchmarkResult
+from ldctlib.ct.dose import acquire
+from ldctlib.ct.geometry import ParallelGeometry
+from ldctlib.ct.noise_model import noise_from_image
+from ldctlib.ct.projector import projector
+from ldctlib.errors import LdctError, ParameterError
+from ldctlib.operators import BlockMean, CorrelatedNoise, CTProjection, Identity, Operator, WhiteNoise
+from ldctlib.phantom.patient import Patient
+from ldctlib.phantom.scan_phantom import SCANNER
+from ldctlib.pipelines import Prior
+from ldctlib.units import SOFT_TISSUE, Window, hu_to_mu
+
+Restorer = Callable[..., Tensor]
+"""``restore(y, operator, *, generator)`` -> the image, in its own scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class RestorationCase:
+    """A measurement of one image, and the image."""
+
+    task: str
+    patient: str
+    y: Tensor
+    operator: Operator
+    reference: Tensor  # (1, 1, H, W), in the image's scale
+    group: str = "all"
+    dose: float = math.nan
+    slice: str = "0"
+
+
+def restore_all(
+    restorers: Mapping[str, Restorer],
+    cases: Iterable[RestorationCase],
+    *,
+    window: Window,
+    metrics: Sequence[str] = ("psnr", "ssim", "vif"),
+    seed: int = 0,
+) -> BenchmarkResult:
+    """Every method on every case, measured in the window; the first is what differences are taken to."""
+    functions = {name: getattr(M, name) for name in metrics}
+    rows, images = [], {}
+    for index, case in enumerate(cases):
+        for name, restore in restorers.items():
+            start = time.perf_counter()
+            x = restore(case.y, case.operator, generator=torch.Generator().manual_seed(seed + index))
+            row = dict(method=name, patient=case.patient, slice=case.slice, group=f"{case.task}, {case.group}")
+            row |= dict(dose=case.dose, reference="truth", residual_noise=0.0, seconds=time.perf_counter() - start)
+            row |= {k: float(f(x, case.reference, window=window)) for k, f in functions.items()}
+            rows.append(row)
+            images[name, index] = x
+    if not rows:
+        raise ParameterError("no cases to restore")
+    import pandas as pd
+
+    device = f"cpu, {torch.get_num_threads()} threads"
+    return BenchmarkResult(
+        pd.DataFrame(rows), window, next(iter(restorers)), list(metrics), device=device, images=images
+    )
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def ct_tasks(cases: Iterable[BenchmarkCase], tasks: Sequence[str]) -> Iterator[RestorationCase]:
+    """Each low-dose slice as what the tasks make of it: "denoise", or "srR" for its means over R x R pixels.
+
+    The noise is estimated from the low-dose slice alone; that of the means follows from its spectrum.
+    """
+    for case in cases:
+        size = case.ldct_hu.shape[-2:]
+        model = noise_from_image(case.ldct_hu, case.pixel_mm)
+        noise = CorrelatedNoise.from_psd(model.psd(*size), case.pixel_mm)
+        for task in tasks:
+            r = factor(task)
+            operator = Identity(noise) if r == 1 else BlockMean(r, noise.block_mean(r))
+            where = dict(group=case.group, dose=case.dose, slice=case.slice)
+            yield RestorationCase(task, case.patient, operator.A(case.ldct_hu), operator, case.reference_hu, **where)
+
+
+def factor(task: str) -> int:
+    """1 for "denoise", R for "srR"."""
+    if task == "denoise":
+        return 1
+    if not (task.startswith("sr") and task[2:].isdigit() and int(task[2:]) > 1):
+        raise ParameterError(f"a task is 'denoise' or 'srR' such as 'sr4', got {task!r}")
+    return int(task[2:])
+
+
+def few_view_cases(
+    seeds: Sequence[int],
+    *,
+    n_views: int = 60,
+    dose: float = 0.25,
+    turn_rad: float = math.pi,
+    size: int = 256,
+    pixel_mm: float = 1.5,
+    photons: float = 1e6,
+) -> Iterator[RestorationCase]:
+    """A slice of each patient from few views, or from a limited arc below π: line integrals, each with its own noise.
+
+    The body is drawn and projected on a grid of half the pixel; the reference is its mean over that of the image.
+    ``photons`` are those of a ray without attenuation, at full dose, in each view.
+    """
+    geometry = replace(ParallelGeometry.for_image(size, pixel_mm, n_views=n_views), turn_rad=turn_rad)
+    scanner = replace(SCANNER, photons=photons)
+    for seed in seeds:
+        patient = Patient.random(int(seed))
+        z_mm = 0.5 * sum(patient.z_range_mm)
+        body = patient.slice(z_mm, size=2 * size, pixel_mm=pixel_mm / 2, thickness_mm=3.0).hu
+        lines = projector(geometry.on_grid(2 * size)).A(hu_to_mu(body))
+        (measured,) = acquire(lines, scanner, geometry, (dose,), generator=torch.Generator().manual_seed(int(seed)))
+        quanta = (dose * scanner.incident(geometry, lines) * torch.exp(-measured)).clamp(min=1.0)
+        operator = CTProjection(projector(geometry), ray_sd=((quanta + scanner.electronic_sd**2) / quanta**2).sqrt())
+        where = dict(group=f"{n_views} views over {math.degrees(turn_rad):.0f}°", dose=dose, slice=f"{z_mm:.0f} mm")
+        reference = F.avg_pool2d(body, 2)
+        yield RestorationCase("few views", f"phantom {seed}", operator.to_y(measured), operator, reference, **where)
+
+
+# ---------------------------------------------------------------- methods
+
+
+def pseudo_inverse(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
+    """A⁺y, the paper's H†y: the scan itself, or each mean repeated; of projections FBP, which is no pseudo-inverse."""
+    return operator.fbp(y, "B30f") if isinstance(operator, CTProjection) else operator.A_dagger(y)
+
+
+def bicubic(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
+    """Means enlarged by bicubic interpolation; other measurements as :func:`pseudo_inverse`."""
+    if not isinstance(operator, BlockMean):
+        return operator.A_dagger(y)
+    return F.interpolate(y, scale_factor=operator.r, mode="bicubic", align_corners=False)
+
+
+def with_prior(prior: Prior, *, white: bool = False, noise_factor: float = 1.0, **options) -> Restorer:
+    """A plug-and-play sampler on a prior; ``options`` are those of :meth:`~ldctlib.pipelines.Prior.steps`.
+
+    white : take the noise as white, of the same standard deviation.
+    """
+
+    def restore(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
+        noise = WhiteNoise(operator.noise_sd) if white else operator.noise
+        operator = operator.with_noise(noise.scaled(noise_factor))
+        if options.get("sampler") == "ilvr" and isinstance(operator, Identity):
+            operator = BlockMean(2)
+            y = operator.A(y)
+        return prior.restore(y, operator, generator=generator, **options)
+
+    return restore
+
+
+RESTORERS: dict[str, Callable[..., Restorer]] = {
+    "pseudo_inverse": lambda prior: pseudo_inverse,
+    "bicubic": lambda prior: bicubic,
+    "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=100),
+    "dps": lambda prior: with_prior(prior, sampler="dps", steps=200, start=1000),
+    "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20),
+    "ddnm_white": lambda prior: with_prior(prior, white=True, steps=50),
+    "ddnm_plus": lambda prior: with_prior(prior, steps=50),
+    "dds": lambda prior: with_prior(prior, sampler="dds", steps=50),
+}
+"""By the names that the command line takes: a function of the prior."""
+
+
+def restorers(names: Sequence[str], prior: str | Path) -> dict[str, Restorer]:
+    """The methods of these names, on one prior."""
+    if unknown := sorted(set(names) - set(RESTORERS)):
+        raise ParameterError(f"no method is named {', '.join(unknown)}; there are {', '.join(RESTORERS)}")
+    loaded = Prior.from_checkpoint(prior)
+    return {name: RESTORERS[name](loaded) for name in names}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ldctlib.benchmark.restoration", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--tasks", default="denoise,sr4,sr8", help="of denoise, srR, views")
+    parser.add_argument("--methods", default="pseudo_inverse,ddnm_plus", help=f"of {', '.join(RESTORERS)}")
+    parser.add_argument("--patients", type=int, default=6, help="phantom patients")
+    parser.add_argument("--kernels", default="B30f,D45f")
+    parser.add_argument("--doses", default="0.25,0.1")
+    parser.add_argument("--crop", type=int, default=192, help="the central square of the body")
+    parser.add_argument("--prior", default="prior_ct", help="a checkpoint's name or file")
+    parser.add_argument("--json", type=Path, help="also write every number here")
+    parser.add_argument("--no-intervals", action="store_true", help="means only")
+    options = parser.parse_args(arguments)
+    try:
+        tasks, kernels = options.tasks.split(","), options.kernels.split(",")
+        doses = [float(d) for d in options.doses.split(",")]
+        seeds = range(9_000_001, 9_000_001 + options.patients)  # far from any that training draws first
+        cases: Iterator[RestorationCase] = iter(())
+        if "views" in tasks:
+            cases = few_view_cases(seeds)
+        if images := [t for t in tasks if t != "views"]:
+            phantoms = phantom_cases(seeds, doses, kernels=kernels, crop=options.crop)
+            cases = chain(cases, ct_tasks(phantoms, images))
+        result = restore_all(restorers(options.methods.split(","), options.prior), cases, window=SOFT_TISSUE)
+    except LdctError as error:
+        parser.exit(2, f"{type(error).__name__}: {error}\n")
+    print(result.to_markdown(intervals=not options.no_intervals))
+    if options.json:
+        result.to_json(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
