@@ -37,6 +37,7 @@ class Noise(Protocol):
     """Noise of a measurement, in orthonormal coordinates in which it is independent."""
 
     variance: Tensor  # of each coordinate, broadcastable
+    sd: float  # rms over y
 
     def to_coordinates(self, y: Tensor) -> Tensor: ...
     def from_coordinates(self, c: Tensor) -> Tensor: ...
@@ -232,7 +233,8 @@ def dds(
     operator: Measurement,
     y: Tensor,
     *,
-    gamma: float = 1.0,
+    gamma: float | None = None,
+    prior_weight: float = 1.0,
     eta: float = ETA,
     generator: Generators = None,
     clamp_x0: Limits = None,
@@ -242,18 +244,25 @@ def dds(
     x0_hat = argmin γ/2 ‖A x − y‖² + 1/2 ‖x − x0_prior‖² by a few conjugate gradients from x0_prior (``iterations`` of
     the operator; the paper's is 5), then a step of DDIM with its own η.
 
-    gamma : weight of the data, in the chain's unit over y's, squared.
+    gamma : weight of the data, in the chain's unit over y's, squared: the paper's is constant, for data without noise.
+        None for r_t² / σ_y², with r_t² = (1 − ᾱ_t) / (ᾱ_t prior_weight) for how far the prior may be wrong at t (Zhu et
+        al. 2023, DiffPIR, Algorithm 1). At the end of the chain the prior then decides what is noise.
     """
     check_eta(eta)
+    noise_sd = operator.noise.sd
+    if gamma is None and not noise_sd > 0:
+        raise ParameterError("data without noise need a weight: give dds its gamma")
     x = at_least_float32(x_t)
     for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_prior, eps_hat = predict(eps, x, t, schedule, clamp_x0)
-        x0_hat = operator.prox_l2(x0_prior, y, gamma)
+        alpha_bar_t = schedule.at(t)
+        weight = gamma if gamma is not None else (1 - alpha_bar_t) / (alpha_bar_t * prior_weight * noise_sd**2)
+        x0_hat = operator.prox_l2(x0_prior, y, weight)
         yield Step(i, t, x, x0_hat, x0_prior)
         if s >= t:
             x = q_sample(schedule, x0_prior, s, noise_like(x, generator))
         elif s > 0:
-            alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
+            alpha_bar_s = schedule.at(s)
             sigma = eta * sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
             x = sqrt(alpha_bar_s) * x0_hat + sqrt(1 - alpha_bar_s - sigma**2) * eps_hat
             x = x + sigma * noise_like(x, generator)
