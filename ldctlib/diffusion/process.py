@@ -188,7 +188,7 @@ class Process:
         return eps
 
     def _of_x_t(self, network: Network, estimate: Tensor | None) -> Network:
-        """The network as one of x_t and t: it may be told the level, and see the noised difference from the estimate."""
+        """The network as one of x_t and t, where it is told the level or sees the difference from the estimate."""
         if self.residual != (estimate is not None):
             raise ParameterError("a residual process takes an estimate, any other takes none")
 

@@ -15,8 +15,8 @@ from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.regression import RegressionNetwork
 
 SOURCES = ("ldct", "estimate", "low_resolution")
-"""What an input of the network is made of: the low-dose image on the grid, a regression network's estimate on it, or its
-low resolution, upsampled by bicubic interpolation."""
+"""What an input of the network is made of: the low-dose image on the grid, a regression network's estimate on it, or
+the low resolution, upsampled by bicubic interpolation."""
 
 LOW_RESOLUTION = 4
 """Pixels a side whose mean is one pixel of the low resolution: 512 x 512 -> 128 x 128, as Dn-Dp's for the abdomen."""
