@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from ldctlib.errors import ParameterError, check_options
-from ldctlib.methods import diffusion, filters, regression
+from ldctlib.methods import diffusion, dndp, filters, regression
 from ldctlib.methods.denoiser import Denoiser, LoadedMethod, Trained, residual_share
 
 TRAINED_HERE = "trained here on phantoms and photographs"
@@ -124,5 +124,6 @@ METHODS: dict[str, Method] = {
         ),
         _trained("man_simple", "MAN, simple AE", "latent diffusion", "MAN, Table 2", 30, diffusion.sample),
         _trained("ddpm", "Pixel DDPM, 30 DDIM steps", "pixel diffusion", "Ho et al. 2020", 30, diffusion.sample),
+        _trained("dndp", "Dn-Dp", "pixel diffusion", "Liu et al. 2023", 610, dndp.dndp, checkpoint="dndp_high"),
     )
 }
