@@ -64,7 +64,9 @@ class Conditioning:
         sources = {"ldct": ldct, "estimate": estimate}
         if self.low_resolution:
             low = F.avg_pool2d(ldct, LOW_RESOLUTION)
-            sources["low_resolution"] = F.interpolate(low, scale_factor=LOW_RESOLUTION, mode="bicubic")
+            # "antialias" chooses Keys's cubic (a = -1/2), which continues lines; the other has a = -3/4
+            cubic = dict(mode="bicubic", antialias=True)
+            sources["low_resolution"] = F.interpolate(low, scale_factor=LOW_RESOLUTION, **cubic)
         return Conditions(
             estimate, {name: torch.cat([sources[s] for s in chosen], dim=1) for name, chosen in self.inputs.items()}
         )
