@@ -37,7 +37,7 @@ class Conditioning:
     """Low-dose images (B, 1, H, W) in HU -> :class:`Conditions`.
 
     inputs : the network's input -> its sources, concatenated along the channels.
-    estimator : the regression network; without one the estimate is the low-dose image.
+    estimator : the regression network; without one the estimate is the low-dose image, or what super-resolution has.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Conditioning:
             low = F.avg_pool2d(ldct, LOW_RESOLUTION)
             # "antialias" chooses Keys's cubic (a = -1/2), which continues lines; the other has a = -3/4
             cubic = dict(mode="bicubic", antialias=True)
-            sources["low_resolution"] = F.interpolate(low, scale_factor=LOW_RESOLUTION, **cubic)
+            estimate = sources["low_resolution"] = F.interpolate(low, scale_factor=LOW_RESOLUTION, **cubic)
         return Conditions(
             estimate, {name: torch.cat([sources[s] for s in chosen], dim=1) for name, chosen in self.inputs.items()}
         )

@@ -62,22 +62,14 @@ def dndp_recipe(name: str, profile: str) -> Recipe:
         steps, warmup, last, wide = (40, 40), 10, 1, 64
     else:
         train |= dict(batch_size=8, log_every=100, checkpoint_every=250)
-        steps, warmup, last, wide = {"low": (1_700, 700), "high": (2_300, 1_000)}[name], 200, 2, 120
+        steps = {"low": (1_700, 700), "high": (2_300, 1_000)}[name]
+        warmup, last, wide = 200, 2, 120  # whole slices of 512, less the border of the edge blur, at low resolution
+    stable = TrainConfig(steps=steps[0], warmup_steps=warmup, schedule="constant", **train)
+    decay = TrainConfig(steps=steps[1], **train | dict(batch_size=last))
+    wider = data | dict(patch=wide, photograph_share=0.1)  # few photographs are as wide
     stages = (
-        Stage(
-            "stable",
-            TrainConfig(steps=steps[0], warmup_steps=warmup, schedule="constant", **train),
-            PatchConfig(seed=200 + seed, patch=64, **data),
-            options,
-        ),
-        Stage(
-            "decay",
-            TrainConfig(steps=steps[1], **train | dict(batch_size=last)),
-            PatchConfig(
-                seed=1200 + seed, patch=wide, **data | dict(photograph_share=0.1)
-            ),  # few photographs are as wide
-            options,
-        ),
+        Stage("stable", stable, PatchConfig(seed=200 + seed, patch=64, **data), options),
+        Stage("decay", decay, PatchConfig(seed=1200 + seed, **wider), options),
     )
     pipeline = PipelineSpec(process | SMALL_TIMES_OFTEN, conditions=stage.get("conditions", {}))
     return Recipe({"unet": Network("unet", UNET | concat)}, stages, pipeline=pipeline, budget_mib=4.0, **common)
