@@ -42,6 +42,7 @@ class PatchConfig:
     edge_blur_range: tuple[float, float] = (0.4, 1.1)  # of the kernel's own edge blur; below 1 keeps finer detail
     mix_probability: float = 0.25  # of noise that adds two of the bank's, for spectra in between
     full_dose_noise_sd_hu: tuple[float, float] | None = None  # adds "full_dose_hu", an image with this noise
+    block_mean: int = 1  # of clean images alone: a pixel of the patch is the mean of so many a side
 
     def __post_init__(self):
         for name in ("noise_sd_hu", "full_dose_noise_sd_hu"):
@@ -50,8 +51,10 @@ class PatchConfig:
                 raise ParameterError(f"{name} is a rising pair of HU above 0, got {pair}")
         if self.noise_sd_hu is None and self.full_dose_noise_sd_hu is not None:
             raise ParameterError("without noise_sd_hu no noise is simulated: leave out full_dose_noise_sd_hu")
-        if self.patch < 16 or self.patch > 512:
-            raise ParameterError(f"patch must lie between 16 and 512 pixels, got {self.patch}")
+        if self.block_mean < 1 or (self.block_mean > 1 and self.noise_sd_hu is not None):
+            raise ParameterError(f"block_mean is 1, or more with noise_sd_hu=None; got {self.block_mean}")
+        if self.patch < 16 or self.patch * self.block_mean > 512:
+            raise ParameterError(f"patch must lie between 16 and {512 // self.block_mean} pixels, got {self.patch}")
 
     def open(self, collection: Collection | None = None) -> Dataset:
         """The stream of phantoms and photographs, of a collection's pairs, or of its full-dose scans."""
@@ -63,7 +66,8 @@ class PatchConfig:
 
     def tiny(self) -> PatchConfig:
         """Small patches from banks that are drawn at once, to see that a training starts."""
-        return replace(self, patch=64, size=128, n_slices=4, n_photographs=2, n_noises=2)
+        patch = max(16, 64 // self.block_mean)
+        return replace(self, patch=patch, size=128, n_slices=4, n_photographs=2, n_noises=2)
 
 
 def _sample(ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Tensor]:
@@ -100,7 +104,7 @@ class NoisePatches(Dataset):
         if generation != self._generation:
             rng = np.random.default_rng([c.seed, 0xBA27, generation])
             self._slices = [image.astype(np.float16) for image in self._draw_slices(rng, c.n_slices, size=c.size)]
-            side = max(128, c.patch + 2 * BORDER)
+            side = max(128, c.patch * c.block_mean + 2 * BORDER)
             photographs = (random_hu(rng, min_size=side) for _ in range(c.n_photographs))
             self._photographs = [image.astype(np.float16) for image in photographs]
             if c.noise_sd_hu is not None:
@@ -113,18 +117,20 @@ class NoisePatches(Dataset):
         self._banks(n)
         c = self.config
         rng = np.random.default_rng([c.seed, 0x5A3B, n])
+        side = c.patch * c.block_mean + 2 * BORDER
         if rng.random() < c.photograph_share:
             image, sharp = self._photographs[rng.integers(len(self._photographs))], True
-            clean = _crops([image], c.patch + 2 * BORDER, rng)[0]
+            clean = _crops([image], side, rng)[0]
         else:
             image, sharp = self._slices[rng.integers(len(self._slices))], self._draw_slices.sharp
-            if min(image.shape) < c.patch + 2 * BORDER:  # whole slices
+            if min(image.shape) < side:  # whole slices
                 image = np.pad(image, BORDER, mode="edge")
-            clean = _body_crops([image], c.patch + 2 * BORDER, rng)[0]
+            clean = _body_crops([image], side, rng)[0]
         if c.noise_sd_hu is None:
             blur = edge_blur_px(random_kernel(rng), float(rng.choice(PIXELS_MM)))
             clean = self._blurred(clean, blur * rng.uniform(*c.edge_blur_range) if sharp else 0.0)
-            return {"target_hu": torch.from_numpy(clean[None])}
+            blocks = clean.reshape(c.patch, c.block_mean, c.patch, c.block_mean)
+            return {"target_hu": torch.from_numpy(blocks.mean((1, 3))[None])}
         noise, blur = self._noise(rng)
         if rng.random() < c.mix_probability:
             weight = rng.uniform(0, 1)

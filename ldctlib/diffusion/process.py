@@ -22,12 +22,16 @@ from ldctlib.diffusion.schedule import Schedule
 from ldctlib.errors import ParameterError, ShapeError
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""network(x_t, t) with t int64 (B,); conditions are bound by closure."""
+"""network(x_t, t) with t int64 (B,), or a noise level, float32 (B,); conditions are bound by closure."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, or one for each of its images."""
 
 PREDICTIONS = ("eps", "x0", "v")
+
+LEVEL_SCALE = 5000.0
+"""Factor on √ᾱ_t where a network is told the noise level (Chen et al. 2021, WaveGrad, whose idea SR3 takes up): the
+sinusoidal embedding of times then tells apart levels that differ by 1e-4."""
 
 
 def noise_like(x: Tensor, generator: Generators = None) -> Tensor:
@@ -104,6 +108,7 @@ class Process:
     times : the times that the network is trained at, all of 1 … T by default (Fast-DDPM has ten).
     time_power : training times are drawn as T u^time_power with u uniform. 1 is the papers'; above, small times come
         more often, where a denoiser's chain starts.
+    level_input : the network is told the noise level, :data:`LEVEL_SCALE` √ᾱ_t, in place of the time (SR3).
     min_snr : γ of min-SNR-γ weights (Hang et al. 2023), or None for DDPM's simple loss (Eq. 14).
     """
 
@@ -114,6 +119,7 @@ class Process:
     times: tuple[int, ...] | None = None
     min_snr: float | None = None
     time_power: float = 1.0
+    level_input: bool = False
 
     def __post_init__(self):
         _check_prediction(self.prediction)
@@ -182,16 +188,20 @@ class Process:
         return eps
 
     def _of_x_t(self, network: Network, estimate: Tensor | None) -> Network:
-        """A network of the noised difference from the estimate as one of x_t itself."""
+        """The network as one of x_t and t, where it is told the level or sees the difference from the estimate."""
         if self.residual != (estimate is not None):
             raise ParameterError("a residual process takes an estimate, any other takes none")
+
+        def told(x_t: Tensor, t: Tensor) -> Tensor:
+            return network(x_t, LEVEL_SCALE * self.schedule.scales(t, t.float())[0] if self.level_input else t)
+
         if estimate is None:
-            return network
+            return told
         estimate = self.to_chain(estimate)
 
         def of_x_t(x_t: Tensor, t: Tensor) -> Tensor:
             signal, noise = self.schedule.scales(t, x_t)
-            value = network(x_t - signal * estimate, t)
+            value = told(x_t - signal * estimate, t)
             if self.prediction == "eps":
                 return value
             return value + estimate if self.prediction == "x0" else value - noise * estimate

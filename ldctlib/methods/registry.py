@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from ldctlib.errors import ParameterError, check_options
-from ldctlib.methods import diffusion, filters, plug_and_play, regression
+from ldctlib.methods import diffusion, dndp, filters, plug_and_play, regression
 from ldctlib.methods.denoiser import Denoiser, LoadedMethod, Trained, residual_share
 
 TRAINED_HERE = "trained here on phantoms and photographs"
@@ -135,5 +135,6 @@ METHODS: dict[str, Method] = {
         _plug_and_play("ddnm_white", "DDNM+ white, 20 steps", "plug-and-play DDNM", 20, spectrum=False),
         _plug_and_play("dps", "DPS, 1000 steps", "Chung et al. 2023", 1000, sampler="dps", start=1000, steps=1000),
         _plug_and_play("ilvr", "ILVR, 100 steps", "Choi et al. 2021", 100, sampler="ilvr", steps=100),
+        _trained("dndp", "Dn-Dp", "pixel diffusion", "Liu et al. 2023", 610, dndp.dndp, checkpoint="dndp_high"),
     )
 }

@@ -7,13 +7,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ldctlib.diffusion.process import noise_like
 from ldctlib.errors import ParameterError
 from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.regression import RegressionNetwork
 
-SOURCES = ("ldct", "estimate")
-"""What an input of the network is made of: the low-dose image on the grid, or a regression network's estimate on it."""
+SOURCES = ("ldct", "estimate", "low_resolution")
+"""What an input of the network is made of: the low-dose image on the grid, a regression network's estimate on it, or
+the low resolution, upsampled by bicubic interpolation."""
+
+LOW_RESOLUTION = 4
+"""Pixels a side whose mean is one pixel of the low resolution: 512 x 512 -> 128 x 128, as Dn-Dp's for the abdomen."""
 
 
 class Conditions(NamedTuple):
@@ -31,7 +37,7 @@ class Conditioning:
     """Low-dose images (B, 1, H, W) in HU -> :class:`Conditions`.
 
     inputs : the network's input -> its sources, concatenated along the channels.
-    estimator : the regression network; without one the estimate is the low-dose image.
+    estimator : the regression network; without one the estimate is the low-dose image, or what super-resolution has.
     """
 
     def __init__(
@@ -43,12 +49,42 @@ class Conditioning:
         if unknown := {s for sources in inputs.values() for s in sources} - set(SOURCES):
             raise ParameterError(f"conditions are made of {', '.join(SOURCES)}; got {', '.join(sorted(unknown))}")
         self.grid, self.inputs, self.estimator = grid, dict(inputs), estimator
+        chosen = {s for sources in inputs.values() for s in sources}
+        self.low_resolution = "low_resolution" in chosen
+        if self.low_resolution and (chosen != {"low_resolution"} or grid.multiple % LOW_RESOLUTION):
+            raise ParameterError(
+                f"super-resolution is conditioned on the low resolution alone, and sizes are multiples of "
+                f"{LOW_RESOLUTION}; got {', '.join(sorted(chosen))} and multiples of {grid.multiple}"
+            )
 
     @torch.no_grad()
     def __call__(self, ldct_hu: Tensor) -> Conditions:
         ldct = self.grid.encode(ldct_hu)
         estimate = ldct if self.estimator is None else self.grid.encode(self.estimator.apply_hu(ldct_hu))
         sources = {"ldct": ldct, "estimate": estimate}
+        if self.low_resolution:
+            low = F.avg_pool2d(ldct, LOW_RESOLUTION)
+            # "antialias" chooses Keys's cubic (a = -1/2), which continues lines; the other has a = -3/4
+            cubic = dict(mode="bicubic", antialias=True)
+            estimate = sources["low_resolution"] = F.interpolate(low, scale_factor=LOW_RESOLUTION, **cubic)
         return Conditions(
             estimate, {name: torch.cat([sources[s] for s in chosen], dim=1) for name, chosen in self.inputs.items()}
         )
+
+
+def enlarge(low: Tensor) -> Tensor:
+    """A low-resolution image, each pixel repeated: its low resolution is the image itself."""
+    return low.repeat_interleave(LOW_RESOLUTION, dim=-2).repeat_interleave(LOW_RESOLUTION, dim=-1)
+
+
+def with_low_resolution_noise(x_hu: Tensor, most_hu: float, generator: torch.Generator | None) -> Tensor:
+    """Images whose low resolution has white noise: conditioning augmentation (Ho et al. 2022, Cascaded diffusion, §4).
+
+    A super-resolution model learns from clean images, and is given what a model of low resolution made. The noise's
+    standard deviation is drawn for each image, uniform from 0 to ``most_hu``. Nothing is drawn at 0.
+    """
+    if not most_hu:
+        return x_hu
+    low = F.avg_pool2d(x_hu, LOW_RESOLUTION)
+    share = torch.rand(len(low), 1, 1, 1, generator=generator, device=None if generator is None else generator.device)
+    return x_hu + enlarge(most_hu * share.to(low) * noise_like(low, generator))

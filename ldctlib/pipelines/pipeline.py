@@ -16,7 +16,7 @@ from ldctlib.diffusion import samplers
 from ldctlib.diffusion.process import Generators, Process, noise_like, q_sample
 from ldctlib.diffusion.samplers import Step
 from ldctlib.errors import CheckpointError
-from ldctlib.pipelines.conditioning import Conditioning, Conditions
+from ldctlib.pipelines.conditioning import Conditioning, Conditions, with_low_resolution_noise
 from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.regression import RegressionNetwork
 from ldctlib.units import Range
@@ -108,17 +108,26 @@ class DiffusionPipeline:
         return self.grid.decode(x, tuple(size))
 
     def loss(
-        self, network: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator, *, noise_draws: int = 1
+        self,
+        network: nn.Module,
+        batch: Mapping[str, Tensor],
+        generator: torch.Generator,
+        *,
+        noise_draws: int = 1,
+        low_resolution_noise_hu: float = 0.0,
     ) -> Tensor:
         """The process's loss on a training batch with "target_hu", and "ldct_hu" where it has conditions.
 
         noise_draws : times and noises for each image, whose encodings cost more than a training step.
+        low_resolution_noise_hu : most noise of the low resolution that super-resolution is conditioned on.
         """
         with torch.no_grad():
             x0 = self.grid.encode(batch["target_hu"], generator)
         conditions = Conditions(x0, {})  # a prior sees clean images alone
         if self.spec.conditions or self.process.residual:
-            conditions = self.condition(batch["ldct_hu"])
+            low_resolution = self.condition.low_resolution  # of the clean image itself
+            given = batch["target_hu" if low_resolution else "ldct_hu"]
+            conditions = self.condition(with_low_resolution_noise(given, low_resolution_noise_hu, generator))
         if noise_draws > 1:
             # not repeat_interleave: times are an even grid along the batch, and an image's shall be far apart
             x0 = x0.repeat(noise_draws, 1, 1, 1)

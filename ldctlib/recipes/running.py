@@ -17,7 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import ddnm, diffusion, man, regression
+from ldctlib.recipes import ddnm, diffusion, dndp, man, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -34,6 +34,8 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "fast_ddpm": diffusion.FAST_DDPM,
     "fast_ddpm_non_uniform": diffusion.FAST_DDPM_NON_UNIFORM,
     "prior_ct": ddnm.PRIOR_CT,
+    "dndp_low": dndp.DNDP_LOW,
+    "dndp_high": dndp.DNDP_HIGH,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
 
