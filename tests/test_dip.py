@@ -1,4 +1,4 @@
-"""Deep image prior: the published layout, what is fitted first, falling back, averaging, stopping; A inside the loss."""
+"""Deep image prior: the published layout, what is fitted first, falling back, averaging, stopping, operators."""
 
 from __future__ import annotations
 
@@ -103,23 +103,168 @@ def test_an_image_is_fitted_sooner_than_noise():
     """The method's claim: as far along, the fit of an image has less error left than that of noise of its variance."""
     image = smooth()
     noise = torch.randn(image.shape, generator=seeded(5)) * image.std() + image.mean()
-    shares = []
+    left = []
     for y in (image, noise):
-        errors = [step.residual_rms for step in fit(y, iterations=80, image_range=Range(-2.0, 3.0))]
-        shares.append(min(errors[-10:]) / float(y.std()))
-    of_image, of_noise = shares
-    assert of_image < 0.5 * of_noise
+        errors = [step.residual_rms for step in fit(y, iterations=40, image_range=Range(-2.0, 3.0))]
+        left.append(min(errors[-10:]) / float(y.std()))
+    assert left[0] < 0.5 * left[1]
 
 
 def test_the_distance_to_the_truth_falls_and_rises_again():
-    """Early stopping has something to find: the best of a noisy fit lies before its end, and above the noisy image."""
+    """Early stopping has something to find: the best of a noisy fit lies long before its end, which is noisy again."""
     truth = smooth()
     y = truth + 0.15 * torch.randn(truth.shape, generator=seeded(6))
-    network = skip_network("cpu", seeded(0), width=32, scales=2)
-    options = dict(image_range=Range(-1.0, 2.0), network=network, iterations=350, input_noise=0.0)
-    distances, fits = zip(*((float((s.x - truth).norm()), s.residual_rms) for s in fit(y, **options)), strict=True)
-    best = min(range(len(distances)), key=distances.__getitem__)
-    assert 10 < best < 300
-    assert distances[best] < 0.5 * (y - truth).norm()
-    assert min(distances[-20:]) > 1.3 * distances[best]
+    network = skip_network("cpu", seeded(), width=16, scales=2)
+    options = dict(image_range=Range(-1.0, 2.0), network=network, iterations=100, input_noise=0.0)
+    left, fits = zip(*((float((s.x - truth).norm()), s.residual_rms) for s in fit(y, **options)), strict=True)
+    best = min(range(len(left)), key=left.__getitem__)
+    assert 3 < best < 60
+    assert left[best] < 0.5 * (y - truth).norm()
+    assert min(left[-10:]) > 1.5 * left[best]
     assert fits[-1] < 0.7 * fits[best]
+
+
+def test_a_bad_step_is_taken_back():
+    """Weights that lose more than 5 dB, or are not finite, give way to those before; the average leaves them out."""
+    y, network = smooth(), skip_network("cpu", seeded(), **NARROW)
+    bad, steps = {8: 30.0, 12: math.nan}, []
+    for step in fit(y, network=network, iterations=16, input_noise=0.0):
+        steps.append(step)
+        if step.i - 1 in bad:
+            before = steps[-2]
+            assert step.fell_back and not step.fit_psnr >= before.fit_psnr - 5
+            assert torch.equal(step.x_average, before.x_average)
+        if step.i - 2 in bad:
+            assert not step.fell_back
+            torch.testing.assert_close(step.x, steps[-3].x)  # the weights before the bad step give the image before it
+        if step.i in bad:
+            network.out.bias.data.fill_(bad[step.i])
+    assert [s.i for s in steps if s.fell_back] == [9, 13]
+    assert steps[-1].fit_psnr > steps[8].fit_psnr - 1 and torch.isfinite(steps[-1].x_average).all()
+
+
+def test_without_backtracking_a_bad_step_stays():
+    network = skip_network("cpu", seeded(), **NARROW)
+    for step in fit(smooth(), network=network, iterations=4, backtrack_db=None):
+        if step.i == 1:
+            network.out.bias.data.fill_(30.0)
+        assert not step.fell_back
+    assert step.x.min() > 0.99
+
+
+def test_the_average_equals_its_closed_form():
+    """ema^n x_0 + (1 - ema) times the sum over k of ema^(n - k) x_k."""
+    ema = 0.8
+    steps = list(fit(smooth(), iterations=7, ema=ema))
+    for n, step in enumerate(steps):
+        expected = ema**n * steps[0].x + (1 - ema) * sum(ema ** (n - k) * steps[k].x for k in range(1, n + 1))
+        torch.testing.assert_close(step.x_average, expected)
+        rms = (step.x - smooth()).square().mean().sqrt()
+        assert step.residual_rms == pytest.approx(float(rms), rel=1e-5)
+        peak = smooth().max() - smooth().min()
+        assert step.fit_psnr == pytest.approx(float(20 * torch.log10(peak / rms)), rel=1e-5)
+
+
+def test_the_operator_is_inside_the_loss():
+    """From block means alone: A f(z) comes near y, and the image nearer to the truth than y enlarged."""
+    truth, operator = smooth(36, 40), BlockMean(4)
+    y, network = operator.A(truth), skip_network("cpu", seeded(), width=16, scales=2)
+    *_, step = fit(y, operator, (36, 40), network=network, **SUPER_RESOLUTION[4] | dict(iterations=80))
+    assert step.x.shape == truth.shape
+    assert step.residual_rms == pytest.approx(float((operator.A(step.x) - y).square().mean().sqrt()), rel=1e-4)
+    assert step.residual_rms < 0.1 * y.std()
+    assert (step.x - truth).norm() < (F.interpolate(y, scale_factor=4) - truth).norm()
+
+
+def test_the_range_is_covered_and_nothing_is_clipped():
+    """Values outside the stated range are not reached, those inside are, in the data's own unit."""
+    y = 1000 * smooth() - 700
+    for step in fit(y, iterations=30, image_range=Range(-500.0, 300.0)):
+        assert -500 < step.x.min() and step.x.max() < 300
+    assert step.residual_rms < 0.3 * y.std()
+    *_, last = fit(y, iterations=3, image_range=Range(0.0, 300.0))
+    assert last.x.min() > 0 > y.min()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (33, 34), (47, 35)])
+def test_any_size(size):
+    steps = list(fit(smooth(*size), iterations=2, network=skip_network("cpu", seeded(), width=4)))
+    assert all(s.x.shape == s.x_average.shape == (1, 1, *size) and torch.isfinite(s.x).all() for s in steps)
+
+
+# ---------------------------------------------------------------- the method
+
+
+def test_images_do_not_depend_on_their_batch_and_seeds_decide():
+    denoise = methods.load("dip", width=4, iterations=3)
+    pair = 100 * torch.cat([smooth(), smooth().flip(3) + 0.1])
+    both, first = denoise(pair, generator=seeded(7)), denoise(pair[:1], generator=seeded(7))
+    assert torch.equal(both[:1], first)
+    assert torch.equal(both, denoise(pair, generator=seeded(7)))
+    assert not torch.allclose(first, denoise(pair[:1], generator=seeded(8)))
+    assert torch.equal(denoise(pair[:1]), denoise(pair[:1], generator=seeded(0)))  # as for every method
+    assert not torch.allclose(both[1:], denoise(pair[1:], generator=seeded(7)))  # each image has its own stream
+
+
+def test_the_discrepancy_principle_stops_where_the_residual_is_the_noise():
+    """A noise model of that strength ends the fit early; the fixed count goes on."""
+    from dataclasses import dataclass
+
+    @dataclass
+    class Known:
+        sd_hu: float
+        map_hu: torch.Tensor | None = None
+
+    y = 1000 * smooth() + 40 * torch.randn(1, 1, SIZE, SIZE, generator=seeded(9))
+    options = dict(width=8, ema=0.0, input_noise=0.0)
+    stopped = methods.load("dip", stop="discrepancy", iterations=200, **options)
+    for known in (Known(80.0), Known(1.0, torch.full((1, 1, SIZE, SIZE), 80.0)), Known(80.0, torch.ones(1, 1, 4, 4))):
+        rms = float((stopped(y, noise=known) - y).square().mean().sqrt())
+        assert 50 < rms <= 80
+    short = methods.load("dip", stop="discrepancy", iterations=2, **options)(y, noise=Known(80.0))
+    assert torch.equal(short, methods.load("dip", iterations=2, **options)(y))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (dict(iterations=0), "iterations"),
+        (dict(iterations=2.5), "iterations"),
+        (dict(input_noise=-0.1), "input_noise"),
+        (dict(learning_rate=0.0), "learning_rate"),
+        (dict(ema=1.0), "ema"),
+        (dict(backtrack_db=-5.0), "backtrack_db"),
+    ],
+)
+def test_bad_options_are_named_at_once(options, match):
+    with pytest.raises(ParameterError, match=match):
+        fit(smooth(), **options)
+    with pytest.raises(ParameterError, match=match):
+        methods.load("dip", **options)
+
+
+def test_what_cannot_be_fitted_is_said_at_once():
+    with pytest.raises(ParameterError, match="discrepancy"):
+        methods.load("dip", stop="variance")
+    with pytest.raises(ParameterError, match="width"):
+        methods.load("dip", width=0)
+    with pytest.raises(ParameterError, match="options"):
+        methods.load("dip", steps=3)
+    with pytest.raises(ShapeError, match="one image"):
+        fit(torch.cat([smooth(), smooth()]))
+    with pytest.raises(ShapeError, match=r"\(H, W\)"):
+        fit(smooth(), shape=(33,))
+    with pytest.raises(ShapeError, match=r"\(1, 1, 8, 8\), and y is"):
+        fit(smooth(), BlockMean(4), (33, 33))
+    with pytest.raises(ShapeError, match="at least 9 pixels"):
+        skip_network("cpu", seeded(), **NARROW)(torch.zeros(1, 32, 8, 8))
+
+
+def test_the_published_options_are_the_defaults():
+    method = methods.METHODS["dip"]
+    assert (method.family, method.scale, method.evaluations) == ("optimisation", "HU", 3000)
+    defaults = method.load.__kwdefaults__
+    published = dict(iterations=3000, width=128, input_noise=1 / 30, learning_rate=0.01, ema=0.99, backtrack_db=5.0)
+    assert published.items() <= defaults.items()
+    assert published.items() - {("width", 128)} <= deep_image_prior.__kwdefaults__.items()
+    assert SUPER_RESOLUTION[4]["iterations"] == 2000 and SUPER_RESOLUTION[8]["iterations"] == 4000

@@ -105,16 +105,14 @@ def deep_image_prior(
             psnr = float(10 * torch.log10(peak**2 / mean_square))
             # written so that a fit that is not finite falls back too
             fell_back = backtrack_db is not None and not psnr >= psnr_before - backtrack_db
+            weights = list(network.parameters())
+            with torch.no_grad():
+                torch._foreach_copy_(*((weights, good) if fell_back else (good, weights)))
             if x_average is None:
                 x_average = x
             elif not fell_back:
                 x_average = ema * x_average + (1 - ema) * x
             yield DipStep(i, x, x_average, psnr, float(mean_square.sqrt()), fell_back)
-            with torch.no_grad():
-                if fell_back:
-                    torch._foreach_copy_(list(network.parameters()), good)
-                else:
-                    torch._foreach_copy_(good, list(network.parameters()))
             if not fell_back:
                 psnr_before = psnr
                 adam.step()
