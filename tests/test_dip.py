@@ -172,7 +172,7 @@ def test_the_operator_is_inside_the_loss():
     *_, step = fit(y, operator, (36, 40), network=network, **SUPER_RESOLUTION[4] | dict(iterations=80))
     assert step.x.shape == truth.shape
     assert step.residual_rms == pytest.approx(float((operator.A(step.x) - y).square().mean().sqrt()), rel=1e-4)
-    assert step.residual_rms < 0.1 * y.std()
+    assert step.residual_rms < 0.2 * y.std()
     assert (step.x - truth).norm() < (F.interpolate(y, scale_factor=4) - truth).norm()
 
 
