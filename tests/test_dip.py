@@ -206,6 +206,11 @@ def test_images_do_not_depend_on_their_batch_and_seeds_decide():
     assert not torch.allclose(both[1:], denoise(pair[1:], generator=seeded(7)))  # each image has its own stream
 
 
+def test_a_constant_image_is_an_image():
+    out = methods.load("dip", width=4, iterations=2)(torch.full((1, 1, SIZE, SIZE), 30.0))
+    assert 29 < out.min() and out.max() < 31
+
+
 def test_the_discrepancy_principle_stops_where_the_residual_is_the_noise():
     """A noise model of that strength ends the fit early; the fixed count goes on."""
     from dataclasses import dataclass

@@ -82,7 +82,7 @@ def deep_image_prior(
     sides = [max(n, getattr(network, "min_size", 1)) for n in shape]
     z = torch.rand(1, network.in_channels, *sides, generator=generator, device=generator.device if generator else None)
     z = 0.1 * z.to(y.device)
-    span = image_range.high - image_range.low
+    y, span = y.detach(), image_range.high - image_range.low
     with torch.no_grad():
         measured = operator.A(torch.zeros(1, 1, *shape, device=y.device)).shape
     if measured != y.shape:
@@ -141,7 +141,8 @@ def dip(
 ) -> Denoiser:
     """Deep image prior as a denoiser: the average of the outputs when the fit stops. See :func:`deep_image_prior`.
 
-    The sigmoid covers each image's own extent: noise widens it, so the noise-free image lies inside.
+    The sigmoid covers each image's own extent and a twentieth of it more on either side: noise may have lowered the
+    highest value, and the ends of a sigmoid are out of reach.
 
     stop : "iterations" is the published early stopping, a fixed count. "discrepancy" also ends when the residual's rms
         has come down to the noise's standard deviation (Morozov's principle), of the given noise or of the image's
@@ -159,12 +160,13 @@ def dip(
         out = []
         for image, own in zip(ldct.split(1), image_generators(generator, len(ldct)), strict=True):
             low, high = float(image.min()), float(image.max())
+            margin = 0.05 * (high - low) or 1.0  # of a constant image 1 HU
             noise_sd = _noise_rms(image, noise, spacing_mm) if stop == "discrepancy" else 0.0
             fit = deep_image_prior(
                 image.to(device),
                 Identity(noise_sd),
                 image.shape[-2:],
-                image_range=Range(low, max(high, low + 1.0)),
+                image_range=Range(low - margin, high + margin),
                 network=skip_network(device, own, width=width),
                 iterations=iterations,
                 backtrack_db=backtrack_db,

@@ -33,7 +33,8 @@ def main() -> None:
     def quality(x: torch.Tensor) -> float:
         return float(psnr(x, truth, window=SOFT_TISSUE))
 
-    noise_sd, extent = float((y - truth).std()), Range(float(y.min()), float(y.max()))
+    noise_sd, margin = float((y - truth).std()), 0.05 * float(y.max() - y.min())
+    extent = Range(float(y.min()) - margin, float(y.max()) + margin)
     print(f"{a}, {torch.get_num_threads()} threads")
     print(f"low dose {quality(y):.2f} dB in {SOFT_TISSUE}, noise {noise_sd:.1f} HU, extent {extent}")
     generator = torch.Generator().manual_seed(0)
