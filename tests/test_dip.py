@@ -9,10 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from ldctlib import methods
+from ldctlib.ct.geometry import ParallelGeometry
+from ldctlib.ct.projector import projector
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.methods.dip import SUPER_RESOLUTION, deep_image_prior, skip_network
 from ldctlib.models.skip import SkipNetwork
-from ldctlib.operators import Identity, Operator
+from ldctlib.operators import CTProjection, Identity, Operator
 from ldctlib.units import Range
 
 SIZE = 33
@@ -174,6 +176,15 @@ def test_the_operator_is_inside_the_loss():
     assert step.residual_rms == pytest.approx(float((operator.A(step.x) - y).square().mean().sqrt()), rel=1e-4)
     assert step.residual_rms < 0.2 * y.std()
     assert (step.x - truth).norm() < (F.interpolate(y, scale_factor=4) - truth).norm()
+
+
+def test_projections_can_be_fitted():
+    """Autograd passes the projector; the image is in the operator's range."""
+    operator = CTProjection(projector(ParallelGeometry.for_image(SIZE, 2.0, n_views=8)), Range(-1000.0, 1000.0))
+    y = operator.A(smooth())
+    first, *_, last = fit(y, operator, (SIZE, SIZE), iterations=25, input_noise=0.0)
+    assert last.residual_rms < 0.4 * first.residual_rms
+    assert (last.x - smooth()).norm() < 0.6 * (first.x - smooth()).norm()
 
 
 def test_the_range_is_covered_and_nothing_is_clipped():
