@@ -14,6 +14,9 @@ from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.image import gaussian_blur
 from ldctlib.methods.denoiser import STRENGTHS
 
+SHORT = {"dip": dict(width=12, iterations=60, ema=0.9)}
+"""Options that keep a slow method short here."""
+
 FAST = ("ldct", "gaussian", "nlm", "nafnet")
 
 REMAINS = 0.75
@@ -32,7 +35,7 @@ def available(name: str):
     if name.startswith("bm3d") and importlib.util.find_spec("bm3d") is None:
         pytest.skip("bm3d is not installed")
     try:
-        return methods.load(name)
+        return methods.load(name, **SHORT.get(name, {}))
     except CheckpointError as error:
         pytest.fail(f"the shipped checkpoint of {name} is missing: {error}")
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from ldctlib.errors import ParameterError, check_options
-from ldctlib.methods import diffusion, dndp, filters, plug_and_play, regression
+from ldctlib.methods import diffusion, dip, dndp, filters, plug_and_play, regression
 from ldctlib.methods.denoiser import Denoiser, LoadedMethod, Trained, residual_share
 
 TRAINED_HERE = "trained here on phantoms and photographs"
@@ -28,7 +28,7 @@ class Method:
 
     name: str
     title: str
-    family: str  # "none", "filter", "regression", "autoencoder", "latent diffusion", "pixel diffusion"
+    family: str  # "none", "filter", "regression", "autoencoder", "latent diffusion", "pixel diffusion", "optimisation"
     paper: str
     provenance: str  # where its weights or parameters come from
     evaluations: int  # of the network, an image; MAN's first estimate and autoencoder are not counted
@@ -117,6 +117,7 @@ METHODS: dict[str, Method] = {
         Method("nlm", "Non-local means", "filter", "Buades et al. 2005", "noise from the image", 0, filters.nlm),
         Method("bm3d", "BM3D with NPS", "filter", "Mäkinen et al. 2020", BM3D, 0, filters.bm3d),
         Method("bm3d_white", "BM3D", "filter", "Dabov et al. 2007", BM3D, 0, partial(filters.bm3d, spectrum=False)),
+        Method("dip", "Deep image prior", "optimisation", "Ulyanov et al. 2018", "fitted to the image", 3000, dip.dip),
         _trained("redcnn", "RED-CNN", "regression", "Chen et al. 2017", 1, regression.network),
         _trained("nafnet", "NAFNet", "regression", "Chen et al. 2022", 1, regression.network),
         _trained("round_trip", "D(E(low dose))", *ROUND_TRIP, checkpoint="autoencoder_perceptual"),

@@ -4,4 +4,5 @@ from ldctlib.pipelines.conditioning import Conditioning, Conditions
 from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.pipeline import DiffusionPipeline, PipelineSpec
 from ldctlib.pipelines.prior import Prior
+from ldctlib.pipelines.published import GreyOfThree, published_prior
 from ldctlib.pipelines.regression import RegressionNetwork
