@@ -17,7 +17,7 @@ from ldctlib.diffusion.process import image_generators, noise_like
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.methods.denoiser import Denoiser
 from ldctlib.models.skip import SkipNetwork
-from ldctlib.operators.operator import Identity, Operator
+from ldctlib.operators import Identity, Operator
 from ldctlib.units import Range
 
 SUPER_RESOLUTION = {4: dict(iterations=2000, input_noise=0.03), 8: dict(iterations=4000, input_noise=0.05)}
