@@ -14,7 +14,7 @@ Box = tuple[slice, slice]
 
 
 class Canvas:
-    """One slice being drawn: ``values`` (HU, or an MR signal) and ``labels`` (size, size), pixel centres ``x``, ``y`` in mm.
+    """One slice being drawn: ``values`` (HU, or an MR signal), ``labels`` (size, size), pixel centres ``x``, ``y``.
 
     The origin is the image centre; x grows to the image's right (the patient's left), y downwards (posterior).
     """

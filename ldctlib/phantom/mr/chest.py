@@ -23,7 +23,7 @@ class Wall(NamedTuple):
 
 
 class Chest:
-    """A body cut across the heart's long axis: the chest's front lies towards ``front``, an angle in the heart's axes."""
+    """A body cut across the heart's long axis: the front lies towards ``front``, an angle in the heart's axes."""
 
     def __init__(self, rng: np.random.Generator, placement: Placement, radius: float, length: float):
         u = rng.uniform
