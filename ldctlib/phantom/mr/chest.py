@@ -49,7 +49,7 @@ class Chest:
         self.aorta_axes, self.aorta_angle = np.array([u(1.0, 1.5), 1.0]) * u(9.5, 13.5), u(0, np.pi)
         self.oesophagus = -self.back * u(26, 32) + self.side * u(-6, 8)
         self.haze, self.fatty, self.wobble = u(0.3, 1.0), u(-2.5, 2.5), u(1.0, 4.0)
-        self.twig_mm, self.vessel_signal = u(0.0, 0.5), u(0.55, 1.0)
+        self.twig_mm, self.vessel_signal = u(0.0, 0.6), u(0.6, 1.1)
         self.shift = rng.uniform(0, 96, (6, 3))
         self.vessels = placement.tree(VesselTree.join(self._lung_vessels(rng, radius, length)))
 
@@ -57,8 +57,8 @@ class Chest:
     def _lung_vessels(rng, radius, length) -> list[VesselTree]:
         """Trees from the hila: the left lung's fills the image, the right one's begins at its edge."""
         u, trees = rng.uniform, []
-        for i in range(15):
-            left = i < 11
+        for i in range(18):
+            left = i < 14
             start = np.array([radius * u(0.9, 1.5) if left else -radius * u(1.4, 1.9), u(-20, 40), length + u(-25, 40)])
             direction = np.array([u(0.1, 1.0) if left else u(-1.0, -0.2), u(-1.1, 0.9), u(-1.4, 0.7)])
             shape = dict(radius=u(1.8, 3.6), length=u(24, 44), levels=5 if left else 4, spread=0.5, taper=0.77)
@@ -137,7 +137,7 @@ class Chest:
         if not (middle > -1).any():
             return
         frame.paint(middle, signal["muscle"] * 1.1, "muscle")
-        soft = frame.texture(swell(3), 1.1, self.shift[5])
+        soft = frame.texture(swell(3), 1.7, self.shift[5])
         frame.paint(np.minimum(3 * soft - 1 + self.fatty, middle), signal["fat"], "fat")
         frame.blend(0.8 * frame.lines(4, 1.1, self.shift[1], 0.5) * frame.coverage(middle - 2), signal["muscle"])
         for s in (-20, 20):

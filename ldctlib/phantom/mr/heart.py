@@ -44,18 +44,15 @@ class Heart:
         self.left_atrium = left, (u(25, 36), u(19, 27), u(21, 27)), u(-0.4, 0.5)
         self.right_atrium = right, (u(22, 31), u(24, 32), u(21, 28)), u(-0.5, 0.5)
         root = np.array([x - 0.55 * r, y - 0.25 * r, base + 12])
-        self.vessels = [
-            ("blood", *vessel(u(12, 16.5), (x - 0.15 * r, y - 4, base - 4), root, root + (-8, -3, 48))),  # aorta
-            (
-                "right blood",
-                *vessel(u(8, 13), right + (6, 10, -4), right + (u(0, 16), 34, 2), right + (u(0, 24), 84, 6)),
-            ),
-            ("right blood", *vessel(u(8, 12), right + (2, -12, 10), right + (4, -22, 50))),
-            ("right blood", *vessel(u(12, 16), *self._outflow(r, base))),
-        ]
-        for s in (-1, 1):  # pulmonary veins
+        self.aorta = vessel(u(12, 16.5), (x - 0.15 * r, y - 4, base - 4), root, root + (-8, -3, 48))
+        self.pulmonary = vessel(u(12, 16), *self._outflow(r, base))
+        low = right + (6, 10, -4), right + (u(0, 16), 34, u(-6, 6)), right + (u(0, 24), 84, u(-20, 16))
+        high = right + (2, -12, 10), right + (4, -22, 50)
+        self.caval = [vessel(u(8, 13), *low), vessel(u(8, 12), *high)]
+        self.veins = []  # the pulmonary ones
+        for s in (-1, 1):
             knots = left + (20, 4 * s, 4), left + (42, 14 * s, u(4, 14)), left + (70, u(20, 44) * s, u(6, 26))
-            self.vessels.append(("blood", *vessel(u(4, 7), *knots)))
+            self.veins.append(vessel(u(4, 7), *knots))
 
     @staticmethod
     def _outflow(r: float, base: float) -> np.ndarray:
@@ -96,10 +93,10 @@ class Heart:
         oval = 1 + (self.oval - 1) * np.cos(2 * (angle - np.float32(self.oval_angle)))
         outside = outer * oval - away + 0.8 * bend
         ventricle = np.minimum(outside, below) if outer > 0 else np.full_like(away, FAR)
+        cavity = inner * oval - away + 0.9 * bend
         right = self._right(frame, centre, outer, bend, contraction)
-        rooms = [("blood", frame.ellipsoid(*self.left_atrium)), ("right blood", frame.ellipsoid(*self.right_atrium))]
-        rooms += [(name, frame.tube(path, radius)) for name, path, radius in self.vessels]
-        above = np.maximum.reduce([distance for _, distance in rooms]) + 2
+        rooms = self._rooms(frame, np.minimum(right - 3, below + 16), np.minimum(cavity - 2, below + 18))
+        above = np.maximum.reduce([distance for _, distance, _ in rooms]) + 2
         whole = union(union(ventricle, np.minimum(right, below + 10) + self.right_wall), above)
         inside = whole + self._fat(frame, angle)
         if not (inside > -2).any():
@@ -110,24 +107,33 @@ class Heart:
             turn = self.right_angle + side
             at = centre + (outer + 3.0) * np.array([np.cos(turn), np.sin(turn)])
             frame.paint(frame.ellipse(at, (1.6, 1.3)), 0.8 * signal["blood"], "blood")
-        rooms = [(name, distance) for name, distance in rooms if distance.max() > -2]
-        for _, distance in rooms:
-            frame.paint(distance + 1.6, muscle * 0.9, "muscle")
-        for name, distance in rooms:
-            frame.paint(distance, signal[name] * (1 + 0.06 * bend), "blood")
+        for name, room, veins in rooms:  # each with a wall of its own against the ones before
+            if (distance := np.maximum.reduce([room, *veins])).max() > -2:
+                frame.paint(distance + 1.8, muscle * 0.6, "muscle")
+                frame.paint(distance, signal[name] * (1 + 0.06 * bend), "blood")
         if right.max() > 0:
             frame.paint(np.minimum(right + self.right_wall, below + 1.5), muscle * 0.9, "muscle")
             blood = np.minimum(np.minimum(right, -outside - 0.4), below)
             self._right_blood(frame, signal, blood, bend, z / base)
         if outer > 0:
             frame.paint(ventricle, muscle, "myocardium")
-            cavity = inner * oval - away + 0.9 * bend
             self._left_blood(frame, signal, angle, away, cavity, below, 1 - z / base, inner, contraction)
+
+    def _rooms(self, frame, into_right, into_left) -> list[tuple[str, np.ndarray, list[np.ndarray]]]:
+        """What lies above the valves: the signal's name, the distance inside it, and those inside its veins, which run
+        in lung and liver, without the heart's fat."""
+        veins, caval = ([frame.tube(*vessel) for vessel in bag] for bag in (self.veins, self.caval))
+        return [
+            ("right blood", np.maximum(frame.ellipsoid(*self.right_atrium), into_right), caval),
+            ("blood", np.maximum(frame.ellipsoid(*self.left_atrium), into_left), veins),
+            ("blood", frame.tube(*self.aorta), []),
+            ("right blood", frame.tube(*self.pulmonary), []),
+        ]
 
     def _right(self, frame, centre, outer, bend, contraction) -> np.ndarray:
         """Distance inside the right ventricle's blood before the septum cuts it."""
         q = (1 - frame.z / self.base(contraction)) / self.right_length
-        if q >= 1 or frame.z > self.base(contraction) + 14:
+        if q >= 1 or frame.z > self.base(contraction) + 24:
             return np.full_like(frame.x, FAR)
         size = (1 - max(q, 0.0) ** 2.2) ** 0.5
         a = self.radius * self.right_axes[0] * size**1.2 * (1 - 0.28 * contraction)
