@@ -55,6 +55,7 @@ class Checkpoint:
     model: str  # a key of MODELS
     config: dict[str, Any]  # the constructor's keyword arguments
     hu_range: Range | None  # the physical interval that the model was trained on; None for one that is not in HU
+    intensity_range: Range | None  # the same of a model of images in arbitrary units (MR)
     output: str  # one of OUTPUTS
     pipeline: dict[str, Any] | None  # of a diffusion model: pipelines.PipelineSpec as a dict
     uses: dict[str, str]  # networks that it was trained with, by name: the hash of their weights
@@ -66,11 +67,16 @@ class Checkpoint:
     path: Path
 
     @property
+    def scale(self) -> str:
+        """What the model's images are in: "HU" or "arbitrary"."""
+        return "arbitrary" if self.hu_range is None else "HU"
+
+    @property
     def range(self) -> Range:
-        """The physical interval that the model was trained on, as an exact map."""
-        if self.hu_range is None:
-            raise CheckpointError(f"{self.path}: records no HU range: its model is not one of CT images")
-        return self.hu_range
+        """The interval that the model was trained on, in its :attr:`scale`, as an exact map."""
+        if (found := self.hu_range or self.intensity_range) is None:
+            raise CheckpointError(f"{self.path}: records no HU range and no intensity range: it is no model of images")
+        return found
 
 
 # ---------------------------------------------------------------- saving
@@ -84,6 +90,7 @@ def save(
     config: Mapping[str, Any],
     hu_range: Range | None,
     trained_on: Mapping[str, Any],
+    intensity_range: Range | None = None,
     output: str = "truth",
     pipeline: Mapping[str, Any] | None = None,
     uses: Mapping[str, str] | None = None,
@@ -97,12 +104,14 @@ def save(
     ``weights`` is a module or a state dict; its float32 tensors are stored as ``dtype`` (float64 and
     integers stay). ``trained_on`` must hold every key of :data:`PROVENANCE`; :func:`code_revision` gives the
     last of them. Raises :class:`CheckpointError` if it lacks one, if ``model`` or ``output`` is unknown, if
-    a weight is not finite in ``dtype``, or if a description cannot be written as JSON.
+    a weight is not finite in ``dtype``, if it has both ranges, or if a description cannot be written as JSON.
     """
     if model not in MODELS:
         raise CheckpointError(f"cannot save '{model}': checkpoints.MODELS knows {', '.join(sorted(MODELS))}")
     if output not in OUTPUTS:
         raise CheckpointError(f"cannot save '{model}': output is one of {OUTPUTS}, got {output!r}")
+    if hu_range is not None and intensity_range is not None:
+        raise CheckpointError(f"cannot save '{model}': its images are in HU or in arbitrary units, not in both")
     if missing := [key for key in PROVENANCE if key not in trained_on]:
         raise CheckpointError(f"cannot save '{model}': trained_on does not say {', '.join(missing)}")
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
@@ -114,7 +123,8 @@ def save(
         tensors[name] = stored
     fields = dict(model=model, config=dict(config), output=output, pipeline=pipeline, uses=dict(uses or {}))
     fields |= dict(recipe=recipe, stages=list(stages), trained_on=dict(trained_on), quality=dict(quality or {}))
-    fields["hu_range"] = None if hu_range is None else asdict(hu_range)
+    for name, interval in (("hu_range", hu_range), ("intensity_range", intensity_range)):
+        fields[name] = None if interval is None else asdict(interval)
     write_tensors(path, tensors, kind=FORMAT, fields=fields)
     return Path(path)
 
@@ -155,8 +165,8 @@ def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> Check
     half = (torch.float16, torch.bfloat16)
     state = {n: t.to(map_location, torch.float32 if t.dtype in half else t.dtype) for n, t in tensors.items()}
     described = {field.name: fields.get(field.name) for field in dataclasses.fields(Checkpoint)}
-    hu_range = None if fields["hu_range"] is None else Range(**fields["hu_range"])
-    return Checkpoint(**described | dict(state_dict=state, hu_range=hu_range, path=Path(path)))
+    ranges = {n: Range(**fields[n]) if fields[n] else None for n in ("hu_range", "intensity_range")}
+    return Checkpoint(**described | ranges | dict(state_dict=state, path=Path(path)))
 
 
 def _read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -164,6 +174,7 @@ def _read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     tensors, fields = read_tensors(path, kind=(FORMAT, OLD_FORMAT))
     if fields.pop("format") == OLD_FORMAT:
         fields = _from_old_header(path, fields)
+    fields.setdefault("intensity_range", None)  # headers from before there were images in other units
     in_header = {field.name for field in dataclasses.fields(Checkpoint)} - {"state_dict", "path"}
     if absent := sorted(in_header - set(fields)):
         raise CheckpointError(f"{path}: the header does not say {', '.join(absent)}; save it again")

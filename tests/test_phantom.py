@@ -39,7 +39,7 @@ def test_area_of_an_ellipsoid_cut(pixel_mm):
     box, d = ellipsoid(canvas, (1.3, -2.1, 0.0), (20, 12, 30), 0.7, 3)
     canvas.paint(box, d, 1.0, 1)
     area = math.pi * 20 * 12 * (1 - 0.3**2)
-    assert canvas.hu.sum() * pixel_mm**2 == pytest.approx(area, rel=5e-3)
+    assert canvas.values.sum() * pixel_mm**2 == pytest.approx(area, rel=5e-3)
     assert (canvas.labels == 1).sum() * pixel_mm**2 == pytest.approx(area, rel=2e-2)
     assert ellipsoid(Canvas(64, 1.0, 31.0, 0.0), (0, 0, 0), (20, 12, 30)) is None
 
@@ -59,7 +59,7 @@ def test_tube_is_a_cylinder_across_and_keeps_its_arc_length():
     canvas = Canvas(96, 0.5, 0.6, 0.0)
     box, d, arc = tube.cut(canvas)
     canvas.paint(box, d, 1.0)
-    assert canvas.hu.sum() * 0.25 == pytest.approx(math.pi * 81, rel=1e-2)  # balls 2 mm apart: 0.6 % scallops
+    assert canvas.values.sum() * 0.25 == pytest.approx(math.pi * 81, rel=1e-2)  # balls 2 mm apart: 0.6 % scallops
     assert np.allclose(arc[d > 0], 40.6, atol=1e-3)
     assert tube.cut(Canvas(96, 0.5, 60.0, 0.0)) is None
 
@@ -69,14 +69,14 @@ def test_vessels_are_cut_where_they_run():
     for z, x, r in ((0.0, 0.0, 3.0), (20.0, 10.0, 2.0)):
         canvas = Canvas(128, 0.4, z, 0.0)
         tree.draw(canvas, 1.0, 1)
-        weight = canvas.hu.sum()
-        assert (canvas.hu * canvas.x[None, :]).sum() / weight == pytest.approx(x, abs=0.3)  # taper pulls it
+        weight = canvas.values.sum()
+        assert (canvas.values * canvas.x[None, :]).sum() / weight == pytest.approx(x, abs=0.3)  # taper pulls it
         # the oblique branch (45 degrees) shows an ellipse, longer by sqrt(2)
         stretch = 1.0 if z == 0 else math.sqrt(2)
         assert weight * 0.16 == pytest.approx(math.pi * r * r * stretch, rel=0.03)
     canvas = Canvas(128, 0.4, 0.0, 0.0)
     tree.draw(canvas, 1.0, 1, mask=np.zeros((128, 128), np.float32))
-    assert not canvas.hu.any()
+    assert not canvas.values.any()
 
 
 def test_vessel_trees_branch_and_taper():

@@ -1,7 +1,7 @@
-"""Natural images from scikit-image's wheel, mapped to the contrast of CT.
+"""Natural images from scikit-image's wheel, mapped to the contrast of CT, or to intensities of about 0 to 1.
 
 They lend a denoiser edges and textures that no phantom has. Photographs are only ever shrunk (enlarging one teaches
-that the world is smooth, and shrinking averages the camera's own noise away), and their grey values become HU with a
+that the world is smooth, and shrinking averages the camera's own noise away), and their grey values get a
 random contrast of the size that organs have.
 """
 
@@ -50,12 +50,9 @@ def shrink(image: np.ndarray, factor: float) -> np.ndarray:
     return resize(image, shape, order=1, anti_aliasing=True).astype(np.float32)
 
 
-def random_hu(rng: np.random.Generator, *, min_size: int) -> np.ndarray:
-    """One photograph as a noise-free slice in HU, float32 (H, W), at least ``min_size`` a side.
-
-    Shrunk by 1.2 to 2.5 and turned; the 1st to 99th percentile spans 60 to 900 HU about a soft-tissue mean, half of
-    them with black and white exchanged.
-    """
+def random_photograph(rng: np.random.Generator, min_size: int) -> tuple[np.ndarray, float]:
+    """A photograph, shrunk by 1.2 to 2.5 and turned, at least ``min_size`` a side, float32 (H, W) of mean 0; and the
+    span from its 1st to its 99th percentile."""
     candidates = [image for image in photographs() if min(image.shape) >= 1.2 * min_size]
     if not candidates:
         raise ParameterError(f"no photograph is {min_size} pixels wide after shrinking; ask for a smaller min_size")
@@ -64,6 +61,25 @@ def random_hu(rng: np.random.Generator, *, min_size: int) -> np.ndarray:
     image = shrink(image, rng.uniform(1.2, max(most, 1.2)))
     image = np.rot90(image, rng.integers(4))
     low, high = np.percentile(image, (1, 99))
+    return image - image.mean(), max(high - low, 1e-3)
+
+
+def random_hu(rng: np.random.Generator, *, min_size: int) -> np.ndarray:
+    """One photograph as a noise-free slice in HU, float32 (H, W), at least ``min_size`` a side.
+
+    Its 1st to 99th percentile spans 60 to 900 HU about a soft-tissue mean, half of them with black and white exchanged.
+    """
+    image, width = random_photograph(rng, min_size)
     span = np.exp(rng.uniform(np.log(60), np.log(900))) * rng.choice((-1, 1))
-    image = (image - image.mean()) * (span / max(high - low, 1e-3)) + rng.uniform(-110, 120)
+    image = image * (span / width) + rng.uniform(-110, 120)
     return np.clip(image, -1000, 2000).astype(np.float32)
+
+
+def random_intensity(rng: np.random.Generator, *, min_size: int) -> np.ndarray:
+    """One photograph as an image in arbitrary units, float32 (H, W) from 0 on, at least ``min_size`` a side.
+
+    Its 1st to 99th percentile spans .15 to 1 about a mean of .15 to .5, half of them with black and white exchanged.
+    """
+    image, width = random_photograph(rng, min_size)
+    span = np.exp(rng.uniform(np.log(0.15), np.log(1.0))) * rng.choice((-1, 1))
+    return np.clip(image * (span / width) + rng.uniform(0.15, 0.5), 0, 1.5).astype(np.float32)

@@ -120,7 +120,7 @@ class NoisePatches(Dataset):
         side = c.patch * c.block_mean + 2 * BORDER
         if rng.random() < c.photograph_share:
             image, sharp = self._photographs[rng.integers(len(self._photographs))], True
-            clean = _crops([image], side, rng)[0]
+            clean = crops([image], side, rng)[0]
         else:
             image, sharp = self._slices[rng.integers(len(self._slices))], self._draw_slices.sharp
             if min(image.shape) < side:  # whole slices
@@ -148,7 +148,7 @@ class NoisePatches(Dataset):
 
     def _noise(self, rng):
         i = rng.integers(len(self._noises))
-        return _crops([self._noises[i]], self.config.patch, rng, margin=0.12)[0], float(self._blur[i])
+        return crops([self._noises[i]], self.config.patch, rng, margin=0.12)[0], float(self._blur[i])
 
     @staticmethod
     def _blurred(image, sigma_px):
@@ -186,7 +186,7 @@ class PairedPatches(Dataset):
         return _sample(low, full, full, c)
 
 
-def _crops(images, p: int, rng, margin: float = 0.0) -> list[np.ndarray]:
+def crops(images, p: int, rng, margin: float = 0.0) -> list[np.ndarray]:
     """The same turned and mirrored square of each image, as float32; ``margin`` is the share of the image to keep off
     at its edge (a field of view is round)."""
     h, w = images[0].shape
@@ -206,7 +206,7 @@ def _crops(images, p: int, rng, margin: float = 0.0) -> list[np.ndarray]:
 def _body_crops(images, p: int, rng) -> list[np.ndarray]:
     """Crops that are not all air: nine in ten have soft tissue at their centre."""
     for _ in range(6):
-        patches = _crops(images, p, rng)
+        patches = crops(images, p, rng)
         if patches[0][p // 2, p // 2] > -300 or rng.random() < 0.1:
             break
     return patches

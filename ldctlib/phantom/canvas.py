@@ -14,16 +14,16 @@ Box = tuple[slice, slice]
 
 
 class Canvas:
-    """One slice being drawn: ``hu`` and ``labels`` (size, size), and the pixel centres ``x``, ``y`` in mm.
+    """One slice being drawn: ``values`` (HU, or an MR signal), ``labels`` (size, size), pixel centres ``x``, ``y``.
 
     The origin is the image centre; x grows to the image's right (the patient's left), y downwards (posterior).
     """
 
-    def __init__(self, size: int, pixel_mm: float, z_mm: float, hu: float):
+    def __init__(self, size: int, pixel_mm: float, z_mm: float, background: float):
         self.size, self.pixel_mm, self.z_mm = size, pixel_mm, z_mm
         self.x = ((np.arange(size) - (size - 1) / 2) * pixel_mm).astype(np.float32)
         self.y = self.x
-        self.hu = np.full((size, size), hu, np.float32)
+        self.values = np.full((size, size), background, np.float32)
         self.labels = np.zeros((size, size), np.uint8)
 
     def box(self, x0: float, x1: float, y0: float, y1: float) -> Box:
@@ -51,17 +51,17 @@ class Canvas:
         d = np.abs(distance_mm)
         return self.coverage(half_width_mm - d) - self.coverage(-half_width_mm - d)
 
-    def blend(self, box: Box, coverage: np.ndarray, hu, label: int | None = None) -> None:
+    def blend(self, box: Box, coverage: np.ndarray, value, label: int | None = None) -> None:
         """Mix a value (number or map) into a box, weighted by coverage in [0, 1]; label what is half covered."""
-        under = self.hu[box]
-        under += coverage * (hu - under)
+        under = self.values[box]
+        under += coverage * (value - under)
         if label is not None:
             self.labels[box][coverage >= 0.5] = label
 
-    def paint(self, box: Box, distance_mm: np.ndarray, hu, label: int | None = None) -> np.ndarray:
+    def paint(self, box: Box, distance_mm: np.ndarray, value, label: int | None = None) -> np.ndarray:
         """Fill a shape given by its signed distance; returns the coverage."""
         c = self.coverage(distance_mm)
-        self.blend(box, c, hu, label)
+        self.blend(box, c, value, label)
         return c
 
 
@@ -214,7 +214,7 @@ class VesselTree:
     def join(cls, trees) -> VesselTree:
         return cls(*(np.concatenate([getattr(t, k) for t in trees]) for k in ("a", "b", "ra", "rb")))
 
-    def draw(self, canvas: Canvas, hu: float, label: int | None, *, mask: np.ndarray | None = None) -> None:
+    def draw(self, canvas: Canvas, value: float, label: int | None, *, mask: np.ndarray | None = None) -> None:
         """Paint the branches that the slice cuts; ``mask`` (size, size) in [0, 1] clips them."""
         z, p = np.float32(canvas.z_mm), canvas.pixel_mm
         hit = np.flatnonzero((self.low < z) & (self.high > z))
@@ -240,4 +240,4 @@ class VesselTree:
             c = canvas.line_coverage(np.sqrt(dx * dx + dy * dy + dz * dz), ra + (rb - ra) * t)
             if mask is not None:
                 c *= mask[box]
-            canvas.blend(box, c, hu, label)
+            canvas.blend(box, c, value, label)

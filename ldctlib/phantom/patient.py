@@ -92,7 +92,7 @@ class Patient:
         for i, offset in enumerate(offsets):
             canvas = Canvas(int(size), pixel, float(z_mm + offset), AIR_HU)
             self.body.draw(canvas)
-            hu = hu + canvas.hu / np.float32(n)
+            hu = hu + canvas.values / np.float32(n)
             if i == n // 2:
                 labels = canvas.labels
         present = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(ORGANS)))

@@ -51,25 +51,26 @@ class DiffusionPipeline:
         self,
         network: nn.Module,
         spec: PipelineSpec,
-        hu_range: Range | None,
+        image_range: Range | None,
         used: Mapping[str, Checkpoint],
         *,
         device: str | torch.device = "cpu",
         precision: str = "float32",
         output: str = "truth",
+        scale: str = "HU",
     ):
-        """``used`` holds the checkpoints of ``spec.uses``; ``precision`` is the estimator's."""
+        """``used`` holds the checkpoints of ``spec.uses``; ``precision`` is the estimator's; ``scale`` the images'."""
         self.network, self.spec, self.device, self.output = network, spec, torch.device(device), output
-        self.process = Process.from_spec(spec.process)
+        self.process, self.scale = Process.from_spec(spec.process), scale
         if set(spec.conditions) != set(network.conditions):
             raise CheckpointError(
                 f"{type(network).__name__} takes {', '.join(network.conditions) or 'no condition'}, and the pipeline "
                 f"has {', '.join(spec.conditions) or 'none'} for it"
             )
         if spec.autoencoder is None:
-            if hu_range is None:
-                raise CheckpointError("a diffusion on pixels needs the HU range of its model")
-            self.grid = PixelGrid(hu_range, network.factor)
+            if image_range is None:
+                raise CheckpointError("a diffusion on pixels needs the HU range of its model, or its intensity range")
+            self.grid = PixelGrid(image_range, network.factor, scale)
         else:
             checkpoint = used[spec.autoencoder]
             autoencoder = checkpoints.build(checkpoint, map_location=self.device).requires_grad_(False)
@@ -97,14 +98,15 @@ class DiffusionPipeline:
             found = checkpoints.find(name, sha256=checkpoint.uses[name], folders=[checkpoint.path.parent])
             used[name] = checkpoints.load(found, map_location=device)
         network = checkpoints.build(checkpoint, map_location=device).to(memory_format=torch.channels_last)
-        return cls(network, spec, checkpoint.hu_range, used, device=device, output=checkpoint.output)
+        options = dict(device=device, output=checkpoint.output, scale=checkpoint.scale)
+        return cls(network, spec, checkpoint.hu_range or checkpoint.intensity_range, used, **options)
 
-    def encode(self, x_hu: Tensor) -> Tensor:
-        """(B, 1, H, W) in HU -> the grid."""
-        return self.grid.encode(x_hu.to(self.device))
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) in the images' scale -> the grid."""
+        return self.grid.encode(x.to(self.device))
 
     def decode(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """The grid -> (B, 1, *size) in HU."""
+        """The grid -> (B, 1, *size) in the images' scale."""
         return self.grid.decode(x, tuple(size))
 
     def loss(
@@ -118,11 +120,13 @@ class DiffusionPipeline:
     ) -> Tensor:
         """The process's loss on a training batch with "target_hu", and "ldct_hu" where it has conditions.
 
+        Images in arbitrary units are the batch's "target".
+
         noise_draws : times and noises for each image, whose encodings cost more than a training step.
         low_resolution_noise_hu : most noise of the low resolution that super-resolution is conditioned on.
         """
         with torch.no_grad():
-            x0 = self.grid.encode(batch["target_hu"], generator)
+            x0 = self.grid.encode(batch["target_hu" if self.scale == "HU" else "target"], generator)
         conditions = Conditions(x0, {})  # a prior sees clean images alone
         if self.spec.conditions or self.process.residual:
             low_resolution = self.condition.low_resolution  # of the clean image itself

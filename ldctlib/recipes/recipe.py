@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ldctlib import checkpoints
 from ldctlib.checkpoints import Checkpoint
-from ldctlib.data.patches import PatchConfig
+from ldctlib.data.collection import Collection
 from ldctlib.errors import CheckpointError
 from ldctlib.pipelines import DiffusionPipeline, PipelineSpec
 from ldctlib.training import LossFunction, TrainConfig, Update
@@ -61,13 +61,23 @@ class Network:
         return anew
 
 
+class TrainingData(Protocol):
+    """What a stage learns from: a dataclass of plain values, since a checkpoint's header records it."""
+
+    def open(self, collection: Collection | None = None) -> Dataset:
+        """The endless stream of samples, of phantoms or of a collection's scans."""
+
+    def tiny(self) -> TrainingData:
+        """The same with small patches that are drawn at once."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of a training with its own rate and its own stream of samples."""
 
     name: str
     train: TrainConfig
-    data: PatchConfig
+    data: TrainingData
     options: dict[str, Any] = field(default_factory=dict)  # what the recipe's updates take in this stage
     needs: tuple[str, ...] = ()  # checkpoints that must be there before: trained in the same folder, or shipped
     epochs: int | None = None  # on a collection: steps = epochs * slices / batch, where the paper counts so
@@ -81,6 +91,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     updates: Callable[[Context], LossFunction | Sequence[Update]]
     hu_range: Range | None = HU_RANGE
+    intensity_range: Range | None = None  # of images in arbitrary units, in place of ``hu_range``
     output: str = "truth"  # what the network estimates: "truth" or "full dose"
     pipeline: PipelineSpec | None = None  # of a diffusion model
     finish: Callable[[nn.Module, Recipe, Dataset], dict[str, Any]] | None = None
@@ -91,6 +102,11 @@ class Recipe:
     @property
     def saved(self) -> Network:
         return next(iter(self.networks.values()))
+
+    @property
+    def scale(self) -> str:
+        """What the images are in: "HU" or "arbitrary"."""
+        return "HU" if self.intensity_range is None else "arbitrary"
 
     def needs(self, stage: Stage) -> tuple[str, ...]:
         """Checkpoints that the stage uses, frozen."""
@@ -121,5 +137,6 @@ class Context:
     def pipeline(self) -> DiffusionPipeline:
         """The diffusion pipeline around the first network, as a checkpoint of this recipe is sampled with."""
         precision = "auto" if self.stage.train.precision == "auto" else "float32"
-        recipe, options = self.recipe, dict(device=self.device, precision=precision)
-        return DiffusionPipeline(self.network, recipe.pipeline, recipe.hu_range, self.needed, **options)
+        recipe, options = self.recipe, dict(device=self.device, precision=precision, scale=self.recipe.scale)
+        image_range = recipe.intensity_range or recipe.hu_range
+        return DiffusionPipeline(self.network, recipe.pipeline, image_range, self.needed, **options)

@@ -36,6 +36,7 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "prior_ct": ddnm.PRIOR_CT,
     "dndp_low": dndp.DNDP_LOW,
     "dndp_high": dndp.DNDP_HIGH,
+    "prior_mr": ddnm.PRIOR_MR,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
 
@@ -92,7 +93,7 @@ def graph(profile: str = "train") -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What a training learns from: phantoms, or the training patients of a folder of scans."""
+    """What a training learns from: phantoms, or the training patients of a folder of scans, of one scale."""
 
     collection: Any = None  # data.collection.Collection of the training patients
     described: Mapping[str, Any] = None  # goes into trained_on and into the state's identity
@@ -100,12 +101,17 @@ class Source:
     n_slices: int | None = None
 
     @classmethod
-    def open(cls, folder: str | Path | None) -> Source:
-        """Phantoms without a folder; else its training patients: pairs if it has any, or full-dose scans."""
+    def open(cls, folder: str | Path | None, scale: str = "HU") -> Source:
+        """Phantoms without a folder; else its training patients: pairs if it has any, or full-dose scans.
+
+        Where ``scale`` is "arbitrary" they are scans as they are.
+        """
         if folder is None:
+            phantom = "phantom" if scale == "HU" else "phantom of cine cardiac MR"
+            noise = "simulated noise" if scale == "HU" else "no noise"
             return cls(
                 described=dict(
-                    collection="phantom and scikit-image's photographs, simulated noise",
+                    collection=f"{phantom} and scikit-image's photographs, {noise}",
                     cases="random patients and photographs, drawn anew while training",
                 )
             )
@@ -114,11 +120,13 @@ class Source:
         if not patients:
             raise ParameterError(f"{folder}: no patient falls into the training split; give more patients")
         chosen = collection.subset(patients)
+        described = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients))
+        if scale != "HU":
+            return cls(chosen, described | dict(target="scan with its own noise"))
         pairs = chosen.pairs()
         chosen = pairs if len(pairs) else chosen
         target = "full-dose scan" if len(pairs) else "full-dose scan as if noise-free, simulated noise added"
-        described = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients), target=target)
-        return cls(chosen, described, "full dose", sum(case.n_slices for case in chosen))
+        return cls(chosen, described | dict(target=target), "full dose", sum(case.n_slices for case in chosen))
 
 
 # ---------------------------------------------------------------- stages
@@ -157,7 +165,8 @@ def run(
     ``dry_run`` takes two steps of every stage on small patches with a narrow network: does it start on this machine,
     with this data? Its results lie apart, in ``out/dry-run``.
     """
-    source, out, chosen = Source.open(data), Path(out), recipe(name, profile)
+    out, chosen = Path(out), recipe(name, profile)
+    source = Source.open(data, chosen.scale)
     stages = tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages)
     chosen = replace(chosen, stages=stages, output=source.output or chosen.output)
     folders = (out,)  # of checkpoints that others need
@@ -299,7 +308,8 @@ def save(
         weights,
         model=chosen.saved.model,
         config=chosen.saved.config | dict(config or {}),
-        hu_range=chosen.hu_range,
+        hu_range=None if chosen.intensity_range else chosen.hu_range,
+        intensity_range=chosen.intensity_range,
         output=chosen.output,
         pipeline=None if chosen.pipeline is None else chosen.pipeline.to_dict(),
         uses=uses,
@@ -308,7 +318,7 @@ def save(
             dict(name=s.name, steps=n, seed=s.train.seed, data=asdict(s.data)) for s, n in zip(seen, done, strict=True)
         ],
         trained_on=dict(
-            described or Source.open(None).described,
+            described or Source.open(None, chosen.scale).described,
             seed=chosen.stages[0].train.seed,
             steps=sum(done),
             profile=profile,

@@ -54,4 +54,4 @@ class Abdomen:
         self.chest.draw(canvas, frame, hu)
         self.chest.draw_oesophagus(canvas, hu, self.vessels.at(self.vessels.aorta, canvas.z_mm)[:2])
         grain = canvas.sample(cloud(2.5), frame.box, 0.75, self.shift)
-        canvas.hu[frame.box] += grain * self.texture_hu[canvas.labels[frame.box]]
+        canvas.values[frame.box] += grain * self.texture_hu[canvas.labels[frame.box]]

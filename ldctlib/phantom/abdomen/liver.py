@@ -84,7 +84,7 @@ class Liver:
             return
         canvas.paint(box, d + 0.9, hu["fat"])
         canvas.paint(box, d, hu["liver"], ID["liver"])
-        mask = np.zeros_like(canvas.hu)
+        mask = np.zeros_like(canvas.values)
         mask[box] = canvas.coverage(d - 1.5)
         s1 = canvas.sample(sheets(2), box, 0.8, self.shift[1]) * np.float32(0.8)
         s2 = canvas.sample(sheets(4), box, 0.8, self.shift[2]) * np.float32(0.8)

@@ -91,7 +91,7 @@ class Vessels:
     def draw_branches(self, canvas: Canvas, frame: Frame, hu: dict) -> None:
         """Strands and twigs of the visceral fat, then the vessel trees."""
         self._draw_strands(canvas, frame, hu)
-        inside = np.zeros_like(canvas.hu)
+        inside = np.zeros_like(canvas.values)
         inside[frame.box] = canvas.coverage(frame.skin - 3)
         self.veins.draw(canvas, hu["cava"], ID["vessel"], mask=inside)
         self.arteries.draw(canvas, hu["aorta"], ID["vessel"], mask=inside)
@@ -109,7 +109,7 @@ class Vessels:
         density = canvas.sample(swell(3), box, 3.5, self.shift[3])  # strands gather in the mesentery's root
         strands = canvas.line_coverage(s1, np.maximum(self.strand_mm + 0.15 * density, 0)) * self.strand
         canvas.blend(box, strands * inside, hu["fat"] + 90)
-        canvas.hu[box] += inside * (4 * haze)
+        canvas.values[box] += inside * (4 * haze)
         twigs = canvas.line_coverage(np.sqrt(s1 * s1 + s2 * s2), np.clip(self.vessel_mm + 0.6 * density, 0, 1.2))
         canvas.blend(box, twigs * inside, 0.5 * (hu["cava"] + hu["muscle"]))
 
