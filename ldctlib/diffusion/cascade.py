@@ -77,6 +77,8 @@ def map_chain(
     """One stage, as the samplers of :mod:`ldctlib.diffusion.samplers`: its last ``x0_hat`` is the denoised image.
 
     y : the low-dose image (B, C, H, W) in the unit of the chain.
+    times : falling. From T the chain starts from pure noise; from a later time it starts from y noised to it, as which
+        the published chain is there almost exactly, λ/σ being small.
     lambda0 : λ0 above, in the same unit.
     adaptive : run the last steps again with the weight that follows from the first run.
     """
@@ -89,7 +91,9 @@ def map_chain(
     if not 0 <= rerun <= len(visited):
         raise ParameterError(f"of {len(visited)} steps 0 to {len(visited)} can be run again, got {rerun}")
     y = at_least_float32(y)
-    x = noise_like(y, generator)
+    x, first = noise_like(y, generator), visited[0][0]
+    if first < schedule.T:
+        x = q_sample(schedule, y, first, x)
     before_last, x0_hat, weight = x, y, None
     for i, (t, s) in enumerate((*visited, *visited[len(visited) - rerun :])):
         if i == len(visited) - rerun:

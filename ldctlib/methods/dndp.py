@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import lcm
 
 import torch
@@ -36,7 +36,7 @@ def dndp(
     b: float = DNDP_ABDOMEN.b,
     c: float = DNDP_ABDOMEN.c,
     rerun: int = DNDP_ABDOMEN.rerun,
-    times: Sequence[int] = DNDP_TIMES,
+    steps: int = len(DNDP_TIMES),
 ) -> Trained:
     """Dn-Dp (Liu et al. 2023), with its published numbers for the abdomen; no pair and no low-dose scan was seen.
 
@@ -47,7 +47,7 @@ def dndp(
     single_stage : the second stage alone, given the block means of the low-dose image as they are.
     num_samples : images that each stage draws and averages.
     rerun : steps of the second stage that are run again with the adapted weight; 0 keeps λ0.
-    times : visited times of both stages.
+    steps : of the published 29 the last so many, in both stages; with fewer a chain starts from the noised image.
     """
     adaptive = AdaptiveWeight(a, b, c, rerun) if rerun else None
     high = _stage(path or checkpoints.find(name), device, low_resolution=True)
@@ -58,15 +58,15 @@ def dndp(
         raise ParameterError(f"num_samples is 1 or more, got {num_samples}")
     if min(lambda0, lambda0_low) <= 0:
         raise ParameterError(f"lambda0 and lambda0_low are positive, got {lambda0} and {lambda0_low}")
-    for pipeline in filter(None, (high, first)):
-        pipeline.process.schedule.check_times(times)
-    if not 0 <= rerun <= len(times):
-        raise ParameterError(f"of {len(times)} steps 0 to {len(times)} can be run again, got {rerun}")
+    if not 1 <= steps <= len(DNDP_TIMES) or not 0 <= rerun <= steps:
+        raise ParameterError(
+            f"steps lies in 1 ... {len(DNDP_TIMES)}, and at most as many are run again; got {steps} and rerun={rerun}"
+        )
 
     def chain(
         pipeline: DiffusionPipeline, image_hu: Tensor, conditions: Conditions, generator: Generators, **options
     ) -> Iterator[Step]:
-        options |= dict(times=times, generator=generator)
+        options |= dict(times=DNDP_TIMES[-steps:], generator=generator)
         return map_chain(
             pipeline.predictor(conditions), pipeline.encode(image_hu), pipeline.process.schedule, **options
         )
@@ -101,6 +101,7 @@ def _stage(path, device, *, low_resolution: bool) -> DiffusionPipeline:
     if pipeline.condition.low_resolution != low_resolution or (pipeline.spec.conditions and not low_resolution):
         wanted = "conditioned on the low resolution" if low_resolution else "unconditional"
         raise CheckpointError(f"{path}: this stage of Dn-Dp takes a model that is {wanted}; give that checkpoint")
+    pipeline.process.schedule.check_times(DNDP_TIMES)
     if pipeline.process.residual or pipeline.process.residual_std != 1:
         raise CheckpointError(f"{path}: Dn-Dp's chain runs in the model's range, without residual or residual_std")
     return pipeline
