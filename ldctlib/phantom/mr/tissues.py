@@ -12,7 +12,7 @@ TISSUES: tuple[str, ...] = tuple(
     "background, left ventricle, myocardium, right ventricle, blood, fat, muscle, lung, liver, spleen, stomach, bone, "
     "spinal fluid, kidney, skin, oesophagus, pericardium".split(", ")
 )
-"""Tissue id -> name; the first three after the background are the labels of ACDC and M&Ms."""
+"""Tissue id -> name; the first three after the background are M&Ms' labels."""
 
 ID = {name: i for i, name in enumerate(TISSUES)}
 LABELS: tuple[str, ...] = TISSUES[:4]

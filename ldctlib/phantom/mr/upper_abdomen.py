@@ -85,7 +85,7 @@ class UpperAbdomen:
         stomach = np.minimum(frame.ellipse(middle, axes * size, angle) + 3 * bend, inside - 1)
         frame.paint(stomach, signal["wall"], "stomach")
         inner = stomach - 3.0
-        grain = frame.texture(cloud(2.0), 1.2, self.shift[4])
+        grain = frame.texture(cloud(2.5), 1.2, self.shift[4])
         frame.paint(inner, self.content * np.maximum(0.75 + 0.3 * grain, 0.05), "stomach")
         frame.blend(frame.lines(4, 0.9, self.shift[3], self.rugae) * frame.coverage(inner), signal["wall"])
         # gas rises to the front of a patient who lies on the back
