@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ldctlib.data.dicom_read import read_scan, read_series
 from ldctlib.data.nifti import is_volume_file
@@ -22,6 +23,7 @@ class Source:
 
     load: Callable[[], Scan] = field(repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)
+    as_stored: bool = field(default=False, repr=False)  # a NIfTI file whose third axis counts the slices
 
     @classmethod
     def of_files(cls, files: Iterable[Path]) -> Source:
@@ -32,7 +34,7 @@ class Source:
         return cls(partial(read_series, files, allow_gaps=True), files)
 
 
-def _depth(file: Path) -> int | None:
+def _depth(file: Path, as_stored: bool) -> int | None:
     """Slices of one file by its header; None where that does not say, so that reading it has to."""
     name = file.name.lower()
     try:
@@ -43,7 +45,7 @@ def _depth(file: Path) -> int | None:
             import nibabel
 
             image = nibabel.load(file)
-            along = nibabel.orientations.io_orientation(image.affine)[:, 0]
+            along = [0, 1, 2] if as_stored else nibabel.orientations.io_orientation(image.affine)[:, 0]
             return int((image.shape + (1,))[list(along).index(2)])  # the axis that runs from feet to head
         from pydicom import dcmread
 
@@ -54,7 +56,7 @@ def _depth(file: Path) -> int | None:
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of one patient, with its low-dose partner where there is one.
+    """One scan of one patient, with its low-dose partner or its labels where there are any.
 
     ``full`` is the scan as it is where nothing says which dose it has; it is None for the challenge's
     test patients, who come with the quarter dose alone.
@@ -65,7 +67,8 @@ class Case:
     low: Source | None = None
     dose: float | None = None  # of the low-dose scan, as a fraction of full dose; None where nothing says it
     anatomy: str | None = None
-    variant: str = ""  # tells scans of one patient apart: "1mm", "3mm_sharp", a series' name
+    variant: str = ""  # tells scans of one patient apart: "1mm", "3mm_sharp", a series' name, "ED"
+    labels: Source | None = None  # of the full scan's voxels
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
@@ -84,7 +87,7 @@ class Case:
         source = self.full or self.low
         if len(source.files) > 1:
             return len(source.files)
-        return (_depth(source.files[0]) if source.files else None) or len(source.load().values)
+        return (_depth(source.files[0], source.as_stored) if source.files else None) or len(source.load().values)
 
     def load_full(self) -> Scan:
         """The full-dose scan; ScanError if the case has none."""
@@ -97,6 +100,13 @@ class Case:
         if self.low is None:
             raise ScanError(f"patient {self.patient} has no low-dose scan in this collection: simulate one")
         return self.low.load()
+
+    def load_labels(self) -> torch.Tensor:
+        """uint8 (D, H, W) in M&Ms' convention, on :meth:`load_full`'s voxels: 1 left ventricle, 2 myocardium, 3 right
+        ventricle. ScanError if the case has none."""
+        if self.labels is None:
+            raise ScanError(f"patient {self.patient} has no labels in this collection")
+        return self.labels.load().values.to(torch.uint8)
 
     def load_pair(self) -> tuple[Scan, Scan]:
         """(full, low), slice by slice at the same positions; see :func:`~ldctlib.data.pairing.match_slices`."""

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from ldctlib.data.case import Case, Source
+from ldctlib.data.cine_layouts import CINE_LAYOUTS
 from ldctlib.data.dicom_read import pydicom_ct_slice
 from ldctlib.data.layouts import cases_below
 from ldctlib.data.scan import Scan
 from ldctlib.errors import ParameterError, ScanError
 
-LAYOUTS = ("tcia", "mayo2016", "folder")
+LAYOUTS = ("tcia", "mayo2016", *CINE_LAYOUTS, "folder")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
         "tcia"      LDCT-and-Projection-data: .../L241/<study>/1.000000-Full Dose Images-70970/1-001.dcm
         "mayo2016"  the 2016 challenge: L067/full_1mm/*.IMA, full_1mm/L067/full_1mm/*.IMA, L067/quarter/*.IMA,
                     L067/low/*.IMA, or L506_FD_1_1.CT.*.IMA and L506_QD_1_1.CT.*.IMA in one folder
+        "acdc", "mms", "mms2", "cmrxmotion"
+                    cine cardiac MR: patient001/patient001_frame01.nii.gz, A0S9V9/A0S9V9_sa.nii.gz,
+                    001/001_SA_ED.nii.gz, P001-1/P001-1-ED.nii.gz; a case is one phase, "ED" or "ES", with its labels
         "folder"    anything of DICOM, .nii, .nii.gz, .npy; a dose in the names of folders or files (full and low,
                     quarter, ndct and ldct, FD and QD) makes pairs
 
@@ -75,7 +79,7 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
     if not root.is_dir():
         raise ParameterError(f"{path_or_name!s} is neither a folder nor an embedded collection (phantom, sample)")
     found, cases = cases_below(root, layout)
-    if not cases and layout in ("tcia", "mayo2016"):
+    if not cases and layout in LAYOUTS[:-1]:
         raise ScanError(f"{root} holds nothing in the layout {layout!r}; data/README.md shows what it is")
     if not cases:
         raise ScanError(f"{root} holds no CT or MR image in DICOM, NIfTI or NumPy files (label maps are none)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldctlib.data.case import Case, Source
+from ldctlib.data.cine_layouts import CINE_LAYOUTS, cine_cases
 from ldctlib.data.dicom_read import SeriesInfo, files_below, is_dicom, list_series
 from ldctlib.data.dose_marks import SETTINGS, split_mark
 from ldctlib.data.nifti import is_label_map, is_volume_file, volume_stem
@@ -35,8 +36,12 @@ def cases_below(root: Path, layout: str) -> tuple[str, tuple[Case, ...]]:
     With layout "auto", what no published layout places goes to the reader of any folder, so that nothing is lost.
     Folders of labels and of raw projections are passed over.
     """
-    files = [file for file in files_below(root) if not _passed_over(file.relative_to(root).parts[:-1])]
+    files = files_below(root)
     found: dict[str, tuple[Case, ...]] = {}
+    for name in CINE_LAYOUTS:  # first: M&Ms' scans lie in a folder called "Labeled"
+        if layout in ("auto", name):
+            found[name], files = cine_cases(root, files, name)
+    files = [file for file in files if not _passed_over(file.relative_to(root).parts[:-1])]
     for name, tag in (("tcia", tag_tcia), ("mayo2016", tag_mayo)):
         if layout in ("auto", name):
             found[name], files = cases_from_tags(root, files, tag)

@@ -12,13 +12,17 @@ from ldctlib.errors import LdctError, ScanError, require
 from ldctlib.files import whole_file
 
 
-def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
-    """Read a 3-D NIfTI volume as (D, H, W), turned the way :func:`ldctlib.data.dicom_read.read_series` gives an
-    axial scan: slices from feet to head, rows from front to back, columns from the patient's right to left
-    (the nearest permutation and flips of the stored axes; nothing is resampled).
+def read_nifti(path: str | Path, *, scale: str = "HU", frame: int | None = None, as_stored: bool = False) -> Scan:
+    """Read a 3-D NIfTI volume, or one frame of a 4-D one, as (D, H, W).
+
+    It is turned the way :func:`ldctlib.data.dicom_read.read_series` gives an axial scan: slices from feet to head, rows
+    from front to back, columns from the patient's right to left (the nearest permutation and flips of the stored axes;
+    nothing is resampled).
 
     ``scale`` says what the numbers are ("HU" or "arbitrary"), because the format does not. NaN voxels are
-    padding. Raises ScanError for what is no 3-D volume of real numbers, MissingDependency without nibabel.
+    padding. ``as_stored`` turns nothing: the third stored axis is D, as oblique stacks need. A header that gives no
+    spacing (1, 1, 1 in no unit, and no orientation) is noted; in arbitrary units the scan then has none. Raises
+    ScanError for what is no 3-D volume of real numbers or has no such frame, MissingDependency without nibabel.
     """
     nib = require("nibabel", extra="nifti", needed_for="reading NIfTI")
     path = Path(path)
@@ -29,11 +33,18 @@ def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
         shape = tuple(int(n) for n in image.shape)
         if image.get_data_dtype().kind not in "iuf":
             raise ScanError(f"{path} holds {image.get_data_dtype()}, not one real number a voxel")
-        if len(shape) < 2 or any(n != 1 for n in shape[3:]) or not all(shape[:3]):
+        if frame is not None:
+            if len(shape) != 4 or not 0 <= frame < shape[3]:
+                raise ScanError(f"{path} has shape {shape}: there is no frame {frame} (the first is 0)")
+            stored, shape = image.dataobj[..., frame], shape[:3]
+        elif len(shape) < 2 or any(n != 1 for n in shape[3:]) or not all(shape[:3]):
             raise ScanError(f"{path} has shape {shape}: one 3-D volume is needed; split other series first")
-        volume = np.asarray(image.dataobj, np.float64).reshape((shape + (1,))[:3])
+        else:
+            stored = image.dataobj
+        volume = np.asarray(stored, np.float64).reshape((shape + (1,))[:3])
         turn = nib.orientations
-        orientation = turn.ornt_transform(turn.io_orientation(image.affine), turn.axcodes2ornt("LPS"))
+        axes = turn.io_orientation(image.affine)
+        orientation = turn.ornt_transform(axes, axes if as_stored else turn.axcodes2ornt("LPS"))
         turned = turn.apply_orientation(volume, orientation)
         affine = image.affine @ turn.inv_ornt_aff(orientation, volume.shape)
     except LdctError:
@@ -42,14 +53,19 @@ def read_nifti(path: str | Path, *, scale: str = "HU") -> Scan:
         raise ScanError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error})") from error
     values = np.ascontiguousarray(turned.transpose(2, 1, 0))
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    first, step = (0.0, spacing[2]) if as_stored else affine[2, [3, 2]]
     notes = ()
+    unknown = image.header.get_xyzt_units()[0] == "unknown" and np.array_equal(image.affine[:3, :3], np.eye(3))
+    if unknown:
+        taken = "taken as 1 mm" if scale == "HU" else "left unknown"
+        notes += (f"the header gives no spacing (1, 1, 1 in no unit): {taken}",)
     if scale == "HU" and np.nanmin(values, initial=0.0) >= 0:
-        notes = ("no value is below zero: are these HU?",)
+        notes += ("no value is below zero: are these HU?",)
     return Scan(
         **fill_padding(values, np.isnan(values), scale),
-        spacing_mm=(float(spacing[2]), float(spacing[1]), float(spacing[0])),
+        spacing_mm=None if unknown and scale != "HU" else tuple(float(step) for step in spacing[::-1]),
         description=volume_stem(path),
-        positions_mm=tuple(float(affine[2, 3] + affine[2, 2] * k) for k in range(len(values))),
+        positions_mm=tuple(float(first + step * k) for k in range(len(values))),
         affine=affine,
         notes=notes,
         source_files=(path,),
@@ -70,7 +86,9 @@ def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, descripti
     volume = array.transpose(2, 1, 0)
     if isinstance(scan.origin, NiftiOrigin):
         turn = nib.orientations
-        back = turn.ornt_transform(turn.axcodes2ornt("LPS"), turn.io_orientation(scan.origin.affine))
+        back = np.empty_like(scan.origin.orientation)
+        for axis, (to, flip) in enumerate(scan.origin.orientation):
+            back[int(to)] = axis, flip
         volume = turn.apply_orientation(volume, back).reshape(scan.origin.shape)
         image = nib.Nifti1Image(volume, scan.origin.affine, scan.origin.header)
     elif scan.affine is not None:

@@ -121,12 +121,16 @@ class Source:
             raise ParameterError(f"{folder}: no patient falls into the training split; give more patients")
         chosen = collection.subset(patients)
         described = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients))
-        if scale != "HU":
-            return cls(chosen, described | dict(target="scan with its own noise"))
-        pairs = chosen.pairs()
-        chosen = pairs if len(pairs) else chosen
-        target = "full-dose scan" if len(pairs) else "full-dose scan as if noise-free, simulated noise added"
-        return cls(chosen, described | dict(target=target), "full dose", sum(case.n_slices for case in chosen))
+        if scale == "HU":
+            pairs = chosen.pairs()
+            chosen = pairs if len(pairs) else chosen
+            described["target"] = (
+                "full-dose scan" if len(pairs) else "full-dose scan as if noise-free, simulated noise added"
+            )
+        else:
+            described["target"] = "scan with its own noise"
+        output = "full dose" if scale == "HU" else None
+        return cls(chosen, described, output, sum(case.n_slices for case in chosen))
 
 
 # ---------------------------------------------------------------- stages

@@ -20,11 +20,11 @@ class Coils:
     def random(cls, rng: np.random.Generator, front: float) -> Coils:
         """A few before the chest, which lies towards the angle ``front``, and two behind."""
         u, coils = rng.uniform, []
-        for towards, count, strength in ((front, 3, u(0.3, 2.2)), (front + np.pi, 2, u(0.1, 1.2))):
+        for towards, count, strength in ((front, 3, float(np.exp(u(-1.2, 1.9)))), (front + np.pi, 2, u(0.1, 1.5))):
             for i in range(count):
                 angle, away = towards + 0.7 * (i - (count - 1) / 2) + u(-0.2, 0.2), u(80, 150)
                 coils.append((away * np.cos(angle), away * np.sin(angle), u(45, 90), strength * u(0.6, 1.4)))
-        return cls(tuple(map(tuple, coils)), u(0.5, 1.0))
+        return cls(tuple(coils), u(0.4, 1.0))
 
     def sensitivity(self, x: np.ndarray, y: np.ndarray, z: float = 0.0) -> np.ndarray:
         """(H, W) on the grid y (H,) x x (W,), smooth and positive; 1 at the image's centre for z = 0."""

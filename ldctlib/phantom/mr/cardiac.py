@@ -146,5 +146,5 @@ class CardiacPatient:
         self.chest.draw_back(frame, wall, signal)
         self.chest.draw_pad(frame, wall, signal)
         self.heart.draw(frame, signal, contraction)
-        grain = frame.texture(cloud(2.0), 0.9, self.shift[0]) + frame.texture(swell(0), 1.0, self.shift[1])
+        grain = frame.texture(cloud(2.5), 0.9, self.shift[0]) + frame.texture(swell(0), 1.0, self.shift[1])
         canvas.values *= 1 + np.float32(0.7) * grain * self.texture[canvas.labels]

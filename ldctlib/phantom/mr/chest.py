@@ -32,11 +32,11 @@ class Chest:
         self.axes = u(150, 195), u(112, 140)
         self.fat_mm = float(np.clip(rng.lognormal(2.5, 0.6), 4, 45))
         self.breast_mm, self.breast_at = (u(5, 40) if rng.random() < 0.5 else 0.0), u(-1.1, 0.9)
-        self.muscle_mm, self.strips = u(8, 17), u(0.2, 1.2)
+        self.muscle_mm, self.strips = u(8, 22), u(0.2, 1.6)
         self.near_mm, self.gap_mm = u(10, 28), radius + u(0, 14)  # heart's middle to inner wall, at apex and higher up
         self.recede, self.pad = u(0.05, 0.45), u(0.2, 1.0) * radius
-        self.rib_mm, self.rib_slope, self.rib_phase = u(27, 36), u(0.2, 0.7), u(0, 30)
-        self.rib_axes = u(6, 11), u(2.6, 4.4)
+        self.rib_mm, self.rib_slope, self.rib_phase = u(28, 50), u(0.2, 0.9), u(0, 50)
+        self.rib_axes = u(6, 17), u(2.4, 4.6)
         self.turn = self.front + np.pi + u(-0.1, 0.5)
         self.back = np.array([np.cos(self.turn), np.sin(self.turn)])
         self.side = np.array([-self.back[1], self.back[0]])
@@ -49,7 +49,7 @@ class Chest:
         self.aorta_axes, self.aorta_angle = np.array([u(1.0, 1.5), 1.0]) * u(9.5, 13.5), u(0, np.pi)
         self.oesophagus = -self.back * u(26, 32) + self.side * u(-6, 8)
         self.haze, self.fatty, self.wobble = u(0.3, 1.0), u(-2.5, 2.5), u(1.0, 4.0)
-        self.twig_mm, self.vessel_signal = u(0.0, 0.6), u(0.6, 1.1)
+        self.twig_mm, self.vessel_signal, self.marrow = u(0.0, 0.7), u(0.7, 1.2), u(0.1, 0.7)
         self.shift = rng.uniform(0, 96, (6, 3))
         self.vessels = placement.tree(VesselTree.join(self._lung_vessels(rng, radius, length)))
 
@@ -61,7 +61,7 @@ class Chest:
             left = i < 14
             start = np.array([radius * u(0.9, 1.5) if left else -radius * u(1.4, 1.9), u(-20, 40), length + u(-25, 40)])
             direction = np.array([u(0.1, 1.0) if left else u(-1.0, -0.2), u(-1.1, 0.9), u(-1.4, 0.7)])
-            shape = dict(radius=u(1.8, 3.6), length=u(24, 44), levels=5 if left else 4, spread=0.5, taper=0.77)
+            shape = dict(radius=u(2.0, 4.2), length=u(24, 44), levels=5 if left else 4, spread=0.5, taper=0.77)
             trees.append(VesselTree.grow(rng, start, direction, **shape, step=9.0, wander=0.2))
         return trees
 
@@ -113,11 +113,11 @@ class Chest:
         number = np.round(along / self.rib_mm)
         along = along - number * np.float32(self.rib_mm)
         across = wall.cavity + 0.45 * self.muscle_mm + 2 * np.sin(number * 2.4)
-        size = 1 + 0.3 * np.sin(number * 1.7 + self.rib_phase)
+        size = 1 + 0.45 * np.sin(number * 1.7 + self.rib_phase)
         p, q = along / (self.rib_axes[0] * size), across / (self.rib_axes[1] * size)
         rib = np.minimum((1 - np.sqrt(p * p + q * q)) * np.float32(self.rib_axes[1]) + 0.6 * strip, wall.muscle)
         frame.paint(rib + 0.8, signal["cortical"], "bone")
-        frame.paint(rib - 1.0, 0.4 * signal["fat"], "bone")
+        frame.paint(rib - 1.0, self.marrow * signal["fat"], "bone")
 
     def draw_pad(self, frame: Frame, wall: Wall, signal: dict) -> None:
         """The fat that joins the heart to the chest's front."""

@@ -24,7 +24,7 @@ class Heart:
         self.tilt = u(-0.05, 0.2), u(-0.15, 0.1)  # of the valves' plane
         self.right_angle, self.right_axes = np.pi + u(-0.25, 0.35), (u(0.75, 1.05), u(1.0, 1.4))
         self.right_wall, self.right_length = u(1.5, 3.5), u(0.72, 0.9)
-        self.trabeculae_mm, self.right_trabeculae = u(2.0, 8.0), u(0.3, 1.2)
+        self.trabeculae_mm, self.right_trabeculae = u(2.0, 10.0), u(0.3, 1.6)
         self.papillary = [
             (angle + u(-0.3, 0.3), u(6.0, 10.0), u(4.2, 7.0), u(0.25, 0.38), u(0.58, 0.72)) for angle in (-0.75, 1.25)
         ]
@@ -168,10 +168,10 @@ class Heart:
         frame.paint(blood, signal["blood"], "left ventricle")
         along = angle * np.float32(0.8 * inner + 2)
         field = sample_at(swell(2), along, 0.3 * away, frame.z * 0.25, 0.42, self.shift[3])
-        reach = self.trabeculae_mm * np.clip(0.15 + 0.9 * q, 0, 1) * (0.55 + 0.45 * np.cos(angle - 0.2))
+        reach = self.trabeculae_mm * np.clip(0.25 + 1.1 * q, 0, 1) * (0.55 + 0.45 * np.cos(angle - 0.2))
         fingers = np.minimum(reach * np.maximum(field, 0) - cavity, blood + 0.5)
         frame.blend(0.9 * frame.coverage(fingers), muscle)
-        near = frame.lines(3, 0.7, self.shift[4], np.maximum(0.5 * field, 0)) * np.clip(1.2 - cavity / 9, 0, 1)
+        near = frame.lines(3, 0.7, self.shift[4], np.maximum(0.6 * field + 0.15, 0)) * np.clip(1.2 - cavity / 9, 0, 1)
         frame.blend(0.7 * near * frame.coverage(np.minimum(blood, reach + 1)), muscle)
         for at, long, short, low, high in self.papillary:
             t = (q - low) / (high - low)

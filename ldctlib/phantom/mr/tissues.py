@@ -12,7 +12,7 @@ TISSUES: tuple[str, ...] = tuple(
     "background, left ventricle, myocardium, right ventricle, blood, fat, muscle, lung, liver, spleen, stomach, bone, "
     "spinal fluid, kidney, skin, oesophagus, pericardium".split(", ")
 )
-"""Tissue id -> name; the first three after the background are the labels of ACDC and M&Ms."""
+"""Tissue id -> name; the first three after the background are M&Ms' labels."""
 
 ID = {name: i for i, name in enumerate(TISSUES)}
 LABELS: tuple[str, ...] = TISSUES[:4]
@@ -24,7 +24,7 @@ _SIGNAL = (
 )
 """(low, high) before the coil's bias, where ventricular blood is near 1."""
 
-TEXTURE = {"left ventricle": 0.05, "right ventricle": 0.06, "blood": 0.07, "myocardium": 0.05, "fat": 0.06} | (
+TEXTURE = {"left ventricle": 0.07, "right ventricle": 0.08, "blood": 0.08, "myocardium": 0.08, "fat": 0.06} | (
     {"muscle": 0.12, "lung": 0.25, "liver": 0.06, "spleen": 0.06, "stomach": 0.15, "bone": 0.15, "kidney": 0.1}
 )
 """Relative standard deviation of a tissue's texture; a patient has 0.6 to 1.4 of it."""

@@ -17,7 +17,7 @@ class UpperAbdomen:
         u = rng.uniform
         self.length, self.floor = length, radius * 0.92 + u(-3, 6)
         self.right = u(-70, -25), (u(100, 140), u(70, 105))  # x of the dome, its semi-axes
-        self.left, self.left_lower = (u(45, 85), (u(55, 80), u(60, 90))), u(-5, 35)
+        self.left, self.left_lower = (u(45, 85), (u(55, 80), u(60, 90))), u(-12, 30)
         self.sink, self.rise = (u(0.1, 0.5), u(0.25, 0.8)), u(0.15, 0.45) * radius
         self.liver_end = u(0, 45)
         self.stomach = np.array([u(40, 75), u(20, 50)]), np.array([u(20, 38), u(15, 30)]), u(-0.6, 0.6)
@@ -85,7 +85,7 @@ class UpperAbdomen:
         stomach = np.minimum(frame.ellipse(middle, axes * size, angle) + 3 * bend, inside - 1)
         frame.paint(stomach, signal["wall"], "stomach")
         inner = stomach - 3.0
-        grain = frame.texture(cloud(2.0), 1.2, self.shift[4])
+        grain = frame.texture(cloud(2.5), 1.2, self.shift[4])
         frame.paint(inner, self.content * np.maximum(0.75 + 0.3 * grain, 0.05), "stomach")
         frame.blend(frame.lines(4, 0.9, self.shift[3], self.rugae) * frame.coverage(inner), signal["wall"])
         # gas rises to the front of a patient who lies on the back
