@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -24,12 +25,20 @@ from ldctlib.ct.dose import acquire
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.noise_model import noise_from_image
 from ldctlib.ct.projector import projector
+from ldctlib.data.collection import open_collection
+from ldctlib.data.mr_patches import normalised
 from ldctlib.errors import LdctError, ParameterError
+from ldctlib.methods.dip import SUPER_RESOLUTION, deep_image_prior
 from ldctlib.operators import BlockMean, CorrelatedNoise, CTProjection, Identity, Operator, WhiteNoise
+from ldctlib.operators.solvers import total_variation
+from ldctlib.phantom.mr.cardiac import CardiacPatient
 from ldctlib.phantom.patient import Patient
 from ldctlib.phantom.scan_phantom import SCANNER
 from ldctlib.pipelines import Prior
-from ldctlib.units import SOFT_TISSUE, Window, hu_to_mu
+from ldctlib.units import SOFT_TISSUE, Range, Window, hu_to_mu
+
+MR_WINDOW = Window(0.6, 1.2)
+"""In units of the 99.5th percentile."""
 
 Restorer = Callable[..., Tensor]
 """``restore(y, operator, *, generator)`` -> the image, in its own scale."""
@@ -137,6 +146,32 @@ def few_view_cases(
         yield RestorationCase("few views", f"phantom {seed}", operator.to_y(measured), operator, reference, **where)
 
 
+def mr_tasks(images: Iterable[tuple[str, str, Tensor]], tasks: Sequence[str]) -> Iterator[RestorationCase]:
+    """Super-resolution of images (patient, slice, (1, 1, H, W)) as they are: "srR" takes means over R x R pixels."""
+    for patient, name, image in images:
+        for task in tasks:
+            operator = BlockMean(factor(task))
+            yield RestorationCase(task, patient, operator.A(image), operator, image, group="cine MR", slice=name)
+
+
+def mr_images(source: str | Path | None, patients: int, slices: int = 2) -> Iterator[tuple[str, str, Tensor]]:
+    """Slices spread over the heart, in units of the volume's 99.5th percentile: of phantoms (None), or of the patients
+    of a folder of MR scans."""
+    if source is None:
+        for seed in range(9_000_001, 9_000_001 + patients):
+            heart = CardiacPatient.random(seed)
+            low, high = heart.z_range_mm
+            for k in range(slices):
+                z_mm = low + (k + 1) / (slices + 1) * (high - low)
+                yield f"phantom {seed}", f"{z_mm:.0f} mm", heart.slice(z_mm, size=192).image
+        return
+    for case in open_collection(source).cases[:patients]:
+        volume = normalised(case.load_full().values)
+        for k in range(slices):
+            index = (2 * k + 1) * len(volume) // (2 * slices)
+            yield case.patient, str(index), volume[index][None, None].float()
+
+
 # ---------------------------------------------------------------- methods
 
 
@@ -150,6 +185,22 @@ def bicubic(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
     if not isinstance(operator, BlockMean):
         return operator.A_dagger(y)
     return F.interpolate(y, scale_factor=operator.r, mode="bicubic", align_corners=False)
+
+
+def deep_prior(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
+    """Deep image prior with the published options of the task."""
+    r = operator.r if isinstance(operator, BlockMean) else 1
+    margin = 0.05 * float(y.max() - y.min())
+    image_range = Range(float(y.min()) - margin, float(y.max()) + margin)
+    size = [n * r for n in y.shape[-2:]]
+    options = dict(image_range=image_range, generator=generator, **SUPER_RESOLUTION.get(r, {}))
+    (last,) = deque(deep_image_prior(y, operator, size, **options), maxlen=1)
+    return last.x_average if r == 1 else last.x
+
+
+def tv(y: Tensor, operator: Operator, *, weight: float = 0.01, generator=None) -> Tensor:
+    """Total variation, from filtered backprojection on."""
+    return total_variation(operator, y, pseudo_inverse(y, operator), weight)
 
 
 def with_prior(prior: Prior, *, white: bool = False, noise_factor: float = 1.0, **options) -> Restorer:
@@ -174,10 +225,13 @@ RESTORERS: dict[str, Callable[..., Restorer]] = {
     "bicubic": lambda prior: bicubic,
     "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=100),
     "dps": lambda prior: with_prior(prior, sampler="dps", steps=200, start=1000),
+    "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=50),
     "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20),
     "ddnm_white": lambda prior: with_prior(prior, white=True, steps=50),
     "ddnm_plus": lambda prior: with_prior(prior, steps=50),
     "dds": lambda prior: with_prior(prior, sampler="dds", steps=50),
+    "dip": lambda prior: deep_prior,
+    "tv": lambda prior: tv,
 }
 """By the names that the command line takes: a function of the prior."""
 
@@ -201,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernels", default="B30f,D45f")
     parser.add_argument("--doses", default="0.25,0.1")
     parser.add_argument("--crop", type=int, default=192, help="the central square of the body")
-    parser.add_argument("--prior", default="prior_ct", help="a checkpoint's name or file")
+    parser.add_argument("--mr", nargs="?", const="phantom", help="MR in place of CT: phantoms, or a folder of scans")
+    parser.add_argument("--prior", help="a checkpoint's name or file; default: prior_ct, or prior_mr with --mr")
     parser.add_argument("--json", type=Path, help="also write every number here")
     parser.add_argument("--no-intervals", action="store_true", help="means only")
     options = parser.parse_args(arguments)
@@ -210,12 +265,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         doses = [float(d) for d in options.doses.split(",")]
         seeds = range(9_000_001, 9_000_001 + options.patients)  # far from any that training draws first
         cases: Iterator[RestorationCase] = iter(())
-        if "views" in tasks:
+        if options.mr:
+            images = mr_images(None if options.mr == "phantom" else options.mr, options.patients)
+            cases = mr_tasks(images, tasks)
+        if not options.mr and "views" in tasks:
             cases = few_view_cases(seeds)
-        if images := [t for t in tasks if t != "views"]:
+        if not options.mr and (of_images := [t for t in tasks if t != "views"]):
             phantoms = phantom_cases(seeds, doses, kernels=kernels, crop=options.crop)
-            cases = chain(cases, ct_tasks(phantoms, images))
-        result = restore_all(restorers(options.methods.split(","), options.prior), cases, window=SOFT_TISSUE)
+            cases = chain(cases, ct_tasks(phantoms, of_images))
+        prior = options.prior or ("prior_mr" if options.mr else "prior_ct")
+        chosen = restorers(options.methods.split(","), prior)
+        result = restore_all(chosen, cases, window=MR_WINDOW if options.mr else SOFT_TISSUE)
     except LdctError as error:
         parser.exit(2, f"{type(error).__name__}: {error}\n")
     print(result.to_markdown(intervals=not options.no_intervals))

@@ -29,7 +29,7 @@ class Prior:
         if pipeline.spec.conditions or pipeline.spec.autoencoder or pipeline.process.residual:
             raise CheckpointError("a prior is unconditional and on pixels; this model has conditions or latents")
         self.pipeline, self.device = pipeline, pipeline.device
-        self.range, self.schedule = pipeline.grid.hu_range, pipeline.process.schedule
+        self.range, self.schedule = pipeline.grid.image_range, pipeline.process.schedule
 
     @classmethod
     def from_checkpoint(cls, name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Prior:
