@@ -68,10 +68,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Window:
-    """A display window in HU: ``level`` is its centre, ``width`` its full width."""
+    """A display window: ``level`` is its centre, ``width`` its full width, in HU unless ``unit`` says otherwise."""
 
     level: float
     width: float
+    unit: str = "HU"
 
     def __post_init__(self):
         if not self.width > 0:
@@ -91,7 +92,7 @@ class Window:
         return scaled.clip(0.0, 1.0)
 
     def __str__(self) -> str:
-        return f"[{self.low:g}, {self.high:g}] HU"
+        return f"[{self.low:g}, {self.high:g}] {self.unit}"
 
 
 SOFT_TISSUE = Window(40, 400)

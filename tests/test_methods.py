@@ -14,7 +14,14 @@ from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.image import gaussian_blur
 from ldctlib.methods.denoiser import STRENGTHS
 
-SHORT = {"dip": dict(width=12, iterations=60, ema=0.9)}
+SHORT = {
+    "dip": dict(width=12, iterations=60, ema=0.9),
+    "dndp": dict(num_samples=1, steps=6),
+    "ddnm": dict(steps=5),
+    "ddnm_white": dict(steps=5),
+    "ilvr": dict(steps=8, factor=4),
+    "dps": dict(steps=12, start=60, zeta=0.05),
+}
 """Options that keep a slow method short here."""
 
 FAST = ("ldct", "gaussian", "nlm", "nafnet")

@@ -37,8 +37,7 @@ from ldctlib.phantom.scan_phantom import SCANNER
 from ldctlib.pipelines import Prior
 from ldctlib.units import SOFT_TISSUE, Range, Window, hu_to_mu
 
-MR_WINDOW = Window(0.6, 1.2)
-"""In units of the 99.5th percentile."""
+MR_WINDOW = Window(0.6, 1.2, "of the volume's 99.5th percentile")
 
 Restorer = Callable[..., Tensor]
 """``restore(y, operator, *, generator)`` -> the image, in its own scale."""

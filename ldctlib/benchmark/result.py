@@ -107,7 +107,7 @@ class BenchmarkResult:
 
     def to_json(self, path: str | Path) -> None:
         """Write everything, the summary with intervals included, to a file that appears whole or not at all."""
-        window = {"level": self.window.level, "width": self.window.width}
+        window = asdict(self.window)
         content = {"window": window} | {name: getattr(self, name) for name in PLAIN}
         rows, scores = self.table.to_dict("records"), [asdict(score) for score in self.scores()]
         write_json(path, content | {"rows": rows, "scores": scores})
