@@ -161,7 +161,7 @@ def test_sizes_and_masks_that_do_not_fit_are_named():
     with pytest.raises(ParameterError, match="not stationary"):
         Mask(SEEN, coloured(5.0))
     with pytest.raises(ShapeError, match="spectrum"):
-        coloured(5.0).to_coordinates(images(0)[..., :16])
+        coloured(5.0).filter(images(0)[..., :16], torch.ones_like)
     with pytest.raises(ShapeError, match="not divisible by 5"):
         coloured(5.0).block_mean(5)
 
@@ -177,20 +177,34 @@ def test_correlated_noise_is_independent_in_its_coordinates(shape):
     """Its coordinates are orthonormal, its standard deviation is that of what they draw, odd sizes included."""
     noise = coloured(5.0, shape)
     white = torch.randn(400, 1, *shape, generator=torch.Generator().manual_seed(1))
-    drawn = noise.from_coordinates(noise.variance.sqrt().float() * noise.to_coordinates(white))
+    drawn = noise.filter(white, lambda sd: sd)
     assert abs(float(drawn.std()) / noise.sd - 1) < 0.01 and abs(noise.sd - 5.0) < 1e-6
-    torch.testing.assert_close(noise.from_coordinates(noise.to_coordinates(white)), white, rtol=0, atol=1e-5)
+    torch.testing.assert_close(noise.filter(white, torch.ones_like), white, rtol=0, atol=1e-5)
     assert noise.scaled(-2.0).sd == pytest.approx(10.0) and WhiteNoise(5.0).scaled(0.1).sd == 0.5
+
+
+def test_noise_that_varies_is_as_strong_as_it_says_everywhere():
+    """Filtering white noise by its own standard deviation draws it; a constant strength is that of stationary noise."""
+    noise, strength = coloured(5.0, (64, 64)), torch.linspace(0.5, 2.0, 64).expand(1, 1, 64, 64)
+    white = torch.randn(600, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+    drawn = noise.varying(strength).filter(white, lambda sd: sd)
+    columns = (drawn.std(dim=(0, 1, 2)) / (5.0 * strength[0, 0, 0]))[4:-4]
+    assert float((columns - 1).abs().max()) < 0.04  # five strengths interpolate; a column's own error is .4 %
+    same = noise.varying(torch.full((1, 1, 64, 64), 2.0)).filter(white[:2], lambda sd: sd)
+    torch.testing.assert_close(same, noise.scaled(2.0).filter(white[:2], lambda sd: sd), rtol=1e-3, atol=1e-3)
+    assert noise.varying(strength).largest_sd == pytest.approx(2 * noise.largest_sd, rel=1e-4)
+    with pytest.raises(ShapeError, match="strength is above 0"):
+        noise.varying(torch.zeros(1, 1, 64, 64))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (24, 48)])
 def test_means_of_correlated_noise_have_the_folded_spectrum(shape):
     noise, r = coloured(5.0, shape), 4
     white = torch.randn(3000, 1, *shape, generator=torch.Generator().manual_seed(2))
-    drawn = noise.from_coordinates(noise.variance.sqrt().float() * noise.to_coordinates(white))
+    drawn = noise.filter(white, lambda sd: sd)
     means = BlockMean(r).A(drawn)
     folded = noise.block_mean(r)
-    measured = folded.to_coordinates(means).abs().square().mean(dim=(0, 1)).double()
+    measured = torch.fft.rfft2(means, norm="ortho").abs().square().mean(dim=(0, 1)).double()
     assert float((measured / folded.variance - 1).abs().max()) < 0.12  # 5 standard errors of 3000 real draws
     assert abs(float(means.std()) / folded.sd - 1) < 0.02
 

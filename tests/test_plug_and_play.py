@@ -75,8 +75,7 @@ class AnyMatrix(Operator):
         matrix = np.random.default_rng(8).standard_normal((20, DIM)) / 4
         self.matrix, self.dagger = torch.from_numpy(matrix), torch.from_numpy(np.linalg.pinv(matrix))
         left, self.singular_values, _ = torch.linalg.svd(self.matrix)
-        self.noise.to_coordinates = lambda y: y @ left
-        self.noise.from_coordinates = lambda c: c @ left.T
+        self.noise.filter = lambda y, function: (function(torch.full_like(y, sd)) * (y @ left)) @ left.T
 
     def A(self, x):
         return (x.reshape(len(x), DIM) @ self.matrix.T).reshape(-1, 1, 1, 20)
@@ -283,7 +282,7 @@ def test_a_chain_starts_with_white_noise_of_the_right_strength(case):
         y = y.reshape(IMAGES, 1, SIDE, SIDE)
     x_t = pnp.start_from_measurement(operator, y, PLAN, t, torch.Generator().manual_seed(2))
     agree(x_t, np.zeros(DIM), (1 - alpha_bar) * np.eye(DIM))
-    worst = float(pnp.relative_noise_sd(operator, zero).max())
+    worst = operator.noise.largest_sd / operator.singular_values
     before = float(PLAN.alpha_bar[t - 1])
     assert 1 - before < before * worst**2 <= (1 - alpha_bar) * before / alpha_bar
     assert A.shape[1] == DIM

@@ -149,15 +149,21 @@ def test_the_noise_that_is_given_is_the_noise_that_is_used(path, prior):
     """The method is the sampler with the noise's spectrum in HU; twice the standard deviation is another start."""
     x = image(32, 32)
     noise = noise_from_image(x, 0.8)
-    out = methods.load("ddnm", path=path, steps=4, preserve_mean_px=0.0)(x, noise=noise, generator=seeded(1))
+    options = dict(path=path, steps=4, preserve_mean_px=0.0, local=False)
+    out = methods.load("ddnm", **options)(x, noise=noise, generator=seeded(1))
     operator = Identity(CorrelatedNoise.from_psd(noise.psd(32, 32), 0.8))
     torch.testing.assert_close(out, prior.restore(x, operator, steps=4, generator=[seeded(1)]), rtol=1e-4, atol=0.02)
-    doubled = methods.load("ddnm", path=path, steps=4, preserve_mean_px=0.0, noise_factor=2.0)
+    doubled = methods.load("ddnm", noise_factor=2.0, **options)
     torch.testing.assert_close(
         doubled(x, noise=noise, generator=seeded(1)),
-        methods.load("ddnm", path=path, steps=4, preserve_mean_px=0.0)(
-            x, noise=noise.scaled(2 * noise.sd_hu), generator=seeded(1)
-        ),
+        methods.load("ddnm", **options)(x, noise=noise.scaled(2 * noise.sd_hu), generator=seeded(1)),
+        rtol=1e-4,
+        atol=0.02,
+    )
+    local = Identity(operator.noise.varying((noise.map_hu / noise.sd_hu).clamp(0.4, 2.5)))
+    torch.testing.assert_close(
+        methods.load("ddnm", **options | dict(local=True))(x, noise=noise, generator=seeded(1)),
+        prior.restore(x, local, steps=4, generator=[seeded(1)]),
         rtol=1e-4,
         atol=0.02,
     )

@@ -17,7 +17,7 @@ so η² of its variance is new at every step. That is not DDIM's η, whose fresh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
 from typing import Protocol
 
@@ -36,11 +36,11 @@ ETA = 0.85
 class Noise(Protocol):
     """Noise of a measurement, in orthonormal coordinates in which it is independent."""
 
-    variance: Tensor  # of each coordinate, broadcastable
     sd: float  # rms over y
+    largest_sd: float  # of the noisiest coordinate
 
-    def to_coordinates(self, y: Tensor) -> Tensor: ...
-    def from_coordinates(self, c: Tensor) -> Tensor: ...
+    def filter(self, y: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """y with each coordinate times a function of its noise's standard deviation."""
 
 
 class Measurement(Protocol):
@@ -124,24 +124,27 @@ def ddrm(
         raise ParameterError(
             f"the singular values of {type(operator).__name__} are unknown: use dds or dps, or ddnm for noise-free data"
         )
-    noise = operator.noise
-    sd = relative_noise_sd(operator, at_least_float32(x_t))
-    x = at_least_float32(x_t)
+    noise, x = operator.noise, at_least_float32(x_t)
     for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_prior, eps_hat = predict(eps, x, t, schedule, clamp_x0)
         a, sigma = sqrt(schedule.at(s)), sqrt(1 - schedule.at(s))
-        above = a * sd <= sigma
-        weight = torch.where(above, eta_b, sigma * sqrt(1 - eta**2) / (a * sd).clamp(min=1e-12))
-        fresh = torch.where(above, (sigma**2 - (a * eta_b * sd) ** 2).clamp(min=0).sqrt(), sigma * eta)
-        difference = noise.to_coordinates(y - operator.A(x0_prior))
-        x0_hat = x0_prior + operator.A_dagger(noise.from_coordinates(weight * difference))
+
+        def weight(sd: Tensor, a=a, sigma=sigma) -> Tensor:
+            n = a * sd / singular
+            return torch.where(n <= sigma, eta_b, sigma * sqrt(1 - eta**2) / n.clamp(min=1e-12))
+
+        def fresh(sd: Tensor, a=a, sigma=sigma) -> Tensor:
+            n = a * sd / singular
+            return torch.where(n <= sigma, (sigma**2 - (eta_b * n) ** 2).clamp(min=0).sqrt(), sigma * eta)
+
+        x0_hat = x0_prior + operator.A_dagger(noise.filter(y - operator.A(x0_prior), weight))
         yield Step(i, t, x, x0_hat, x0_prior)
         if s >= t:
             x = q_sample(schedule, x0_prior, s, noise_like(x, generator))
         elif s > 0:
             z = noise_like(x, generator)
             unmeasured = sigma * (eta * z + sqrt(1 - eta**2) * eps_hat)
-            measured = noise.from_coordinates(fresh * noise.to_coordinates(operator.A(z)))
+            measured = noise.filter(operator.A(z), fresh)
             x = a * x0_hat + unmeasured + operator.A_dagger(measured - operator.A(unmeasured))
 
 
@@ -275,19 +278,13 @@ PLUG_AND_PLAY = {"ddnm": ddnm, "ddnm_plus": ddnm_plus, "ddrm": ddrm, "dps": dps,
 # ---------------------------------------------------------------- where a chain starts
 
 
-def relative_noise_sd(operator: Measurement, like: Tensor) -> Tensor:
-    """Noise of each coordinate over its singular value, n_k = σ_y,k / s_k, with the dtype and device of ``like``."""
-    sd = operator.noise.variance.sqrt() / torch.as_tensor(operator.singular_values, dtype=torch.float64)
-    return sd.to(like)
-
-
 def first_time(operator: Measurement, schedule: Schedule) -> int:
     """The smallest time whose noise is at least that of every coordinate of the measurement: √(1 − ᾱ_t) ≥ √ᾱ_t n_k.
 
     A chain for denoising starts there: above it y has nothing to say that the chain's own noise does not hide. T for
     a measurement with more noise than x_T.
     """
-    worst = float(relative_noise_sd(operator, torch.zeros((), dtype=torch.float64)).max())
+    worst = operator.noise.largest_sd / float(torch.as_tensor(operator.singular_values).min())
     alpha_bar = schedule.alpha_bar[1:]
     enough = (1 - alpha_bar >= alpha_bar * worst**2).nonzero()
     return int(enough[0]) + 1 if len(enough) else schedule.T
@@ -302,13 +299,14 @@ def start_from_measurement(
     Coordinate k gets fresh noise of variance (1 − ᾱ_t) − ᾱ_t n_k², which exists from :func:`first_time` on (it is 0
     below), unmeasured ones all of it (DDRM, Eq. 7). Where everything is measured this is x_t of the true image.
     """
-    noise, sd = operator.noise, relative_noise_sd(operator, at_least_float32(y))
+    singular = operator.singular_values
     estimate = operator.A_dagger(at_least_float32(y))
     alpha_bar = schedule.at(t)
     z = noise_like(estimate, generator)
-    fresh = (1 - alpha_bar - alpha_bar * sd**2).clamp(min=0).sqrt()
     white = sqrt(1 - alpha_bar) * z
-    measured = noise.from_coordinates(fresh * noise.to_coordinates(operator.A(z)))
+    measured = operator.noise.filter(
+        operator.A(z), lambda sd: (1 - alpha_bar - alpha_bar * (sd / singular) ** 2).clamp(min=0).sqrt()
+    )
     return sqrt(alpha_bar) * estimate + white + operator.A_dagger(measured - operator.A(white))
 
 

@@ -16,15 +16,26 @@ from ldctlib.operators import BlockMean, CorrelatedNoise, Identity, Operator, Wh
 from ldctlib.pipelines import Prior
 
 
-def denoising_operator(noises: list[NoiseModel], size, *, spectrum: bool = True, noise_factor: float = 1.0) -> Identity:
+LOCAL_STRENGTH = (0.4, 2.5)
+"""Limits of the local noise over its mean: a map says little beyond."""
+
+
+def denoising_operator(
+    noises: list[NoiseModel], size, *, spectrum: bool = True, local: bool = True, noise_factor: float = 1.0
+) -> Identity:
     """A = I with the noise of each image of a batch, in HU: its spectrum, or its standard deviation as white noise.
 
+    local : the strength follows the noise's map where there is one of the image's size.
     noise_factor : times the standard deviation.
     """
-    if spectrum:
-        psd = np.stack([noise.psd(*size) / noise.pixel_mm**2 for noise in noises])[:, None]
-        return Identity(CorrelatedNoise.from_psd(psd, 1.0).scaled(noise_factor))
-    return Identity(WhiteNoise(noise_factor * max(noise.sd_hu for noise in noises)))
+    if not spectrum:
+        return Identity(WhiteNoise(noise_factor * max(noise.sd_hu for noise in noises)))
+    psd = np.stack([noise.psd(*size) / noise.pixel_mm**2 for noise in noises])[:, None]
+    correlated = CorrelatedNoise.from_psd(psd, 1.0).scaled(noise_factor)
+    if local and all(n.map_hu is not None and tuple(n.map_hu.shape[-2:]) == tuple(size) for n in noises):
+        strength = torch.cat([n.map_hu / n.sd_hu for n in noises])
+        correlated = correlated.varying(strength.clamp(*LOCAL_STRENGTH))
+    return Identity(correlated)
 
 
 def denoise_with_prior(
@@ -36,6 +47,7 @@ def denoise_with_prior(
     steps: int = 20,
     start: int | None = None,
     spectrum: bool = True,
+    local: bool = True,
     noise_factor: float = 1.0,
     fixed_sd_unit: float | None = None,
     factor: int = 2,
@@ -51,6 +63,7 @@ def denoise_with_prior(
     sampler : a name of :data:`~ldctlib.diffusion.plug_and_play.PLUG_AND_PLAY`; its arguments are ``options``.
     steps, start : network evaluations, and the noisiest time in place of the scan's own.
     spectrum : the noise's power spectrum, or one white standard deviation.
+    local : the strength of the spectrum follows the noise's map.
     noise_factor : times the estimated standard deviation.
     fixed_sd_unit : a white standard deviation in the model's [-1, 1] in place of the scan's noise. The released code
         takes .6, about five times the noise of its images: a strength, no noise level.
@@ -74,7 +87,7 @@ def denoise_with_prior(
         if fixed_sd_unit is not None:
             return x, Identity(fixed_sd_unit / prior.range.scale)
         noises = [noise_of(image[None], noise, spacing_mm) for image in x]
-        return x, denoising_operator(noises, x.shape[-2:], spectrum=spectrum, noise_factor=noise_factor)
+        return x, denoising_operator(noises, x.shape[-2:], spectrum=spectrum, local=local, noise_factor=noise_factor)
 
     def denoise(ldct, *, noise, spacing_mm, generator):
         out, generators = [], image_generators(generator, len(ldct))

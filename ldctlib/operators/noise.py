@@ -1,17 +1,23 @@
 """The noise n of a measurement, in coordinates of y in which it is independent.
 
-A sampler weighs each coordinate by its own noise. White noise is independent in the pixels of y, stationary noise in
-the coefficients of y's Fourier transform. Both transforms are orthonormal.
+A sampler weighs each coordinate by its own noise: ``noise.filter(y, function)`` multiplies every coordinate of y by a
+function of the standard deviation of its noise. White noise is independent in the pixels of y, stationary noise in the
+coefficients of y's Fourier transform. Noise whose strength varies over the image is independent in neither; it is
+filtered as if it were stationary around each pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
 from ldctlib.errors import ParameterError, ShapeError
+
+Function = Callable[[Tensor], Tensor]
 
 
 class WhiteNoise:
@@ -23,15 +29,13 @@ class WhiteNoise:
         self.sd = float(sd)
 
     @property
-    def variance(self) -> Tensor:
-        """Of each coordinate: one number for all."""
-        return torch.tensor(self.sd**2, dtype=torch.float64)
+    def largest_sd(self) -> float:
+        """Standard deviation of the noisiest coordinate."""
+        return self.sd
 
-    def to_coordinates(self, y: Tensor) -> Tensor:
-        return y
-
-    def from_coordinates(self, c: Tensor) -> Tensor:
-        return c
+    def filter(self, y: Tensor, function: Function) -> Tensor:
+        """y with each coordinate times ``function`` of its noise's standard deviation."""
+        return function(torch.tensor(self.sd).to(y)) * y
 
     def scaled(self, factor: float) -> WhiteNoise:
         """The noise of ``factor`` times the measurement."""
@@ -55,6 +59,8 @@ class CorrelatedNoise:
                 f"frequencies, got {tuple(variance.shape)}"
             )
         self.variance = variance.double()
+        self.levels: Sequence[float] = (1.0,)  # strengths that filters are made for, and the share of each at a pixel
+        self.shares: Sequence[Tensor] | None = None
 
     @classmethod
     def from_psd(cls, psd, pixel_mm: float) -> CorrelatedNoise:
@@ -73,17 +79,44 @@ class CorrelatedNoise:
         mirrored = torch.cat([rest[..., :1, :], rest[..., 1:, :].flip(-2)], dim=-2).flip(-1)
         return torch.cat([self.variance, mirrored], dim=-1)
 
-    def to_coordinates(self, y: Tensor) -> Tensor:
+    @property
+    def largest_sd(self) -> float:
+        """Standard deviation of the noisiest coordinate, wherever the noise is strongest."""
+        return float(self.variance.max().sqrt()) * max(1.0, *self.levels)
+
+    def filter(self, y: Tensor, function: Function) -> Tensor:
+        """y with each Fourier coefficient times ``function`` of its noise's standard deviation."""
         if tuple(y.shape[-2:]) != self.size:
             raise ShapeError(f"the noise's spectrum is for {self.size} pixels, the measurement has {tuple(y.shape)}")
-        return torch.fft.rfft2(y, norm="ortho")
+        sd, coordinates = self.variance.sqrt().to(y), torch.fft.rfft2(y, norm="ortho")
 
-    def from_coordinates(self, c: Tensor) -> Tensor:
-        return torch.fft.irfft2(c, s=self.size, norm="ortho")
+        def filtered(level: float) -> Tensor:
+            return torch.fft.irfft2(function(level * sd) * coordinates, s=self.size, norm="ortho")
+
+        if self.shares is None:
+            return filtered(1.0)
+        return sum(share.to(y) * filtered(level) for share, level in zip(self.shares, self.levels, strict=True))
 
     def scaled(self, factor: float) -> CorrelatedNoise:
         """The noise of ``factor`` times the measurement."""
-        return CorrelatedNoise(self.variance * factor**2, self.size)
+        other = copy(self)
+        other.variance = self.variance * factor**2
+        return other
+
+    def varying(self, strength: Tensor, count: int = 4) -> CorrelatedNoise:
+        """The noise with its standard deviation times ``strength`` (B or 1, 1, H, W), which is smooth and above 0.
+
+        A filter is made for ``count`` strengths between the least and the most, and interpolated between them.
+        """
+        if tuple(strength.shape[-2:]) != self.size or not bool((strength > 0).all()):
+            raise ShapeError(f"strength is above 0 at each of {self.size} pixels, got {tuple(strength.shape)}")
+        low, high = float(strength.min()), float(strength.max())
+        levels = torch.linspace(math.log(low), math.log(high * (1 + 1e-6)), count, dtype=torch.float64)
+        place = (strength.double().log() - levels[0]) / (levels[1] - levels[0])
+        other = copy(self)
+        other.levels = levels.exp().tolist()
+        other.shares = [(1 - (place - i).abs()).clamp(min=0) for i in range(count)]
+        return other
 
     def block_mean(self, r: int) -> CorrelatedNoise:
         """The noise of means over r x r pixels: weighted by the mean's response, then aliased r x r times."""
