@@ -177,7 +177,7 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
     if not 0 < pixel_mm < math.inf:
         raise ParameterError(f"pixel_mm must be > 0, got {pixel_mm}")
     image_hu, side = image_hu.detach().cpu().float(), min(image_hu.shape[-2:])
-    roi = min((24 if side >= 320 else 16) if roi is None else roi, side)
+    roi = min(max(12, 2 * round(9 / pixel_mm)) if roi is None else roi, side)
     if roi < 8:
         raise ShapeError(f"noise is measured in squares of 8 pixels or more, got {roi} in {tuple(image_hu.shape)}")
     step = roi // 4
@@ -201,19 +201,20 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
     def at_squares(values: Tensor) -> np.ndarray:
         return values[place[0], 0, place[1], place[2]].numpy()
 
-    chosen_by = 2 if roi >= 24 else 1
     # of a gamma distribution with the bin's independent frequencies (two a cell for symmetry, two for the taper)
     median = np.maximum(1 - 4 / (9 * np.maximum(family.cells, 4)), 0) ** 3
     level = np.ones(len(power))
     for _ in range(2):
-        lowest = np.average(power[:, 1 : chosen_by + 1], axis=1, weights=family.cells[1 : chosen_by + 1]) / level
+        lowest = np.average(power[:, 1:3], axis=1, weights=family.cells[1:3]) / level
         limit = np.sort(lowest)[min(len(lowest) - 1, max(24, len(lowest) // 20))]
-        quiet = lowest <= 1.6 * limit
-        noise, anatomy = _spectra(np.median(power[quiet] / level[quiet, None], axis=0) / median, family)
+        noise, anatomy = _spectra(np.median((power / level[:, None])[lowest <= 1.6 * limit], axis=0) / median, family)
+        if np.mean(lowest <= 6 * limit) > 0.9:  # no more scatter than noise has: the image is flat
+            noise = (power / level[:, None]).mean(axis=0) + 1e-12
         c, a, information = _separate(power[:, 2:], noise[2:], anatomy[2:], family.cells[2:])
         weight = information / (1 + a * anatomy[4] / (c * noise[4])) ** 2
-        weight = weight / (1 + (4 * np.maximum(c / at_squares(joined(c, weight)) - 1, 0)) ** 2)  # edges left in c
         local = joined(c, weight)
+        for _ in range(3):  # edges that are left in c count little
+            local = joined(c, weight / (1 + (4 * np.maximum(c / at_squares(local) - 1, 0)) ** 2))
         level = at_squares(local)
     local = local * float((noise * family.cells).sum() / roi**2)
 
