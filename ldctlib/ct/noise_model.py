@@ -117,10 +117,13 @@ def _family(size: int, pixel_mm: float) -> _Family:
     return _Family(cells, noise, anatomy, doubt)
 
 
-def _separate(power: np.ndarray, noise: np.ndarray, anatomy: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Amplitudes c, a >= 0 of ``power`` = c noise + a anatomy along the last axis, and the information on log c.
+def _separate(
+    power: np.ndarray, noise: np.ndarray, anatomy: np.ndarray, weight: np.ndarray, *, negative: bool = False
+) -> tuple[np.ndarray, ...]:
+    """Amplitudes c > 0, a >= 0 of ``power`` = c noise + a anatomy along the last axis, and the information on log c.
 
-    Iteratively reweighted least squares: a periodogram's standard deviation is its mean.
+    Iteratively reweighted least squares: a periodogram's standard deviation is its mean. With ``negative`` the solution
+    for c may rest on a < 0, so that the mean of c over squares is not too low where there is no anatomy.
     """
     power, noise, anatomy = np.broadcast_arrays(power, noise, anatomy)
     floor = 0.03 * noise.max(axis=-1, keepdims=True)  # what is far below the peak, rounding and interpolation may rule
@@ -132,7 +135,7 @@ def _separate(power: np.ndarray, noise: np.ndarray, anatomy: np.ndarray, weight:
         determinant = nn * aa - na**2
         c, a = (pn * aa - pa * na) / determinant, (pa * nn - pn * na) / determinant
         alone = pn / nn
-        c = np.maximum(np.where(a < 0, alone, c), 0.01 * alone)
+        c = np.maximum(c if negative else np.where(a < 0, alone, c), 0.01 * alone)
         a = np.maximum(a, 0)
     return c, a, (nn - na**2 / aa) * c**2
 
@@ -208,10 +211,14 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
         lowest = np.average(power[:, 1:3], axis=1, weights=family.cells[1:3]) / level
         limit = np.sort(lowest)[min(len(lowest) - 1, max(24, len(lowest) // 20))]
         noise, anatomy = _spectra(np.median((power / level[:, None])[lowest <= 1.6 * limit], axis=0) / median, family)
-        if np.mean(lowest <= 6 * limit) > 0.9:  # no more scatter than noise has: the image is flat
-            noise = (power / level[:, None]).mean(axis=0) + 1e-12
-        c, a, information = _separate(power[:, 2:], noise[2:], anatomy[2:], family.cells[2:])
-        weight = information / (1 + a * anatomy[4] / (c * noise[4])) ** 2
+        low, high = np.quantile(lowest, (0.05, 0.95))
+        mean = (power / level[:, None]).mean(axis=0)
+        if high < 6 * low and mean[1:3].max() < 2 * mean[3:].max():  # no more scatter than noise has: a flat image
+            noise = mean + 1e-12
+            c, weight = (power[:, 2:] / noise[2:]) @ family.cells[2:] / family.cells[2:].sum(), np.ones(len(power))
+        else:
+            c, a, information = _separate(power[:, 2:], noise[2:], anatomy[2:], family.cells[2:], negative=True)
+            weight = information / (1 + a * anatomy[4] / (c * noise[4])) ** 2
         local = joined(c, weight)
         for _ in range(3):  # edges that are left in c count little
             local = joined(c, weight / (1 + (4 * np.maximum(c / at_squares(local) - 1, 0)) ** 2))
