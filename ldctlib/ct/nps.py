@@ -17,18 +17,22 @@ Corners = list[tuple[int, int, int]]
 """Squares by their upper left pixels: (image, row, column)."""
 
 
+def soft_tissue(reference_hu: Tensor) -> Tensor:
+    """Pixels of (B, 1, H, W) that lie in [-150, 250] HU when smoothed by 2 px, as bool."""
+    smooth = gaussian_blur(reference_hu.float(), 2.0)
+    return (smooth >= TISSUE_HU[0]) & (smooth <= TISSUE_HU[1])
+
+
 def soft_tissue_rois(reference_hu: Tensor, size=64, *, fraction: float = 0.9, step: int | None = None) -> Corners:
     """Corners of squares that hold soft tissue, on a grid of half a square's side.
 
-    A square counts if at least ``fraction`` of its pixels, smoothed by 2 px, lie in [-150, 250] HU. May be empty.
+    A square counts if at least ``fraction`` of its pixels are :func:`soft_tissue`. May be empty.
     """
     check_images(reference_hu)
     if not 4 <= size <= min(reference_hu.shape[-2:]):
         raise ShapeError(f"ROI of {size} pixels does not fit into {tuple(reference_hu.shape[-2:])}")
     step = size // 2 if step is None else step
-    smooth = gaussian_blur(reference_hu.float(), 2.0)
-    tissue = ((smooth >= TISSUE_HU[0]) & (smooth <= TISSUE_HU[1])).double()
-    share = F.avg_pool2d(tissue, size, stride=step)[:, 0]
+    share = F.avg_pool2d(soft_tissue(reference_hu).double(), size, stride=step)[:, 0]
     return [(b, r * step, c * step) for b, r, c in (share >= fraction - 1e-9).nonzero().tolist()]
 
 
@@ -53,6 +57,20 @@ def trend_removed(rois: Tensor, detrend: str) -> Tensor:
     basis, _ = torch.linalg.qr(torch.stack(bases[detrend]).reshape(len(bases[detrend]), -1).T)
     flat = rois.flatten(1)
     return (flat - (flat @ basis) @ basis.T).view_as(rois)
+
+
+def periodograms(rois: Tensor, pixel_mm: float, taper: str = "hann") -> Tensor:
+    """Δ² / n² · |DFT(w ROI)|² / <w²> of each of (N, n, n) squares, in HU² mm², zero frequency first."""
+    n = rois.shape[-1]
+    line = torch.hann_window(n, periodic=True, dtype=rois.dtype) if taper == "hann" else rois.new_ones(n)
+    window = line[:, None] * line
+    return torch.fft.fft2(rois * window).abs().square() * (pixel_mm**2 / (n * n) / window.square().mean())
+
+
+def rings(n: int) -> np.ndarray:
+    """The radial bin, 1 / (n Δ) wide, of every frequency of an n × n DFT, zero frequency first."""
+    index = np.fft.fftfreq(n) * n
+    return np.rint(np.hypot(index[:, None], index)).astype(int)
 
 
 @dataclass(frozen=True)
@@ -93,14 +111,8 @@ def nps(noise: Tensor, pixel_mm: float, *, roi=64, corners: Corners | None = Non
         raise ShapeError(f"noise must be ROIs (N, n, n) or an image (B, 1, H, W), got {tuple(noise.shape)}")
     rois = trend_removed(noise.detach().cpu().double(), detrend)
     n = rois.shape[-1]
-    window = torch.ones(n, n, dtype=torch.float64)
-    if taper == "hann":
-        line = torch.hann_window(n, periodic=True, dtype=torch.float64)
-        window = line[:, None] * line[None, :]
-    power = torch.fft.fft2(rois * window).abs().square().mean(dim=0)
-    two_d = torch.fft.fftshift(power * pixel_mm**2 / (n * n) / window.square().mean()).numpy()
-    axis = np.fft.fftshift(np.fft.fftfreq(n, pixel_mm))
-    ring = np.rint(np.hypot(axis[:, None], axis[None, :]) * n * pixel_mm).astype(int)
+    two_d = torch.fft.fftshift(periodograms(rois, pixel_mm, taper).mean(dim=0)).numpy()
+    ring = np.fft.fftshift(rings(n))
     count = np.bincount(ring.ravel())
     radial = np.bincount(ring.ravel(), weights=two_d.ravel()) / count
     frequency = np.arange(len(count)) / (n * pixel_mm)
