@@ -120,6 +120,6 @@ def test_the_source_of_scans_in_arbitrary_units(tmp_path):
         values = np.random.default_rng(i).integers(0, 900, (24, 24, 4)).astype(np.float32)
         image = nib.Nifti1Image(values, np.diag([1.4, 1.4, 8, 1]))
         nib.save(image, tmp_path / f"A{i}B{i}C{i}_sa.nii.gz")
-    source = running.Source.open(tmp_path, "arbitrary")
+    source = running.Source.open(tmp_path, recipes.recipe("prior_mr"))
     assert source.output is None and source.described["target"] == "scan with its own noise"
     assert 0 < len(source.described["cases"]) < 8 and source.n_slices == 4 * len(source.described["cases"])

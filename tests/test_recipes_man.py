@@ -243,7 +243,7 @@ def write_collection(folder: Path, *, pairs: bool = False, patients=6, slices=2,
 @pytest.mark.parametrize("pairs", (False, True))
 def test_steps_are_counted_from_epochs_of_the_training_patients(tmp_path, pairs):
     write_collection(tmp_path / "LDCT", pairs=pairs, patients=12, slices=9, pixels=24)
-    source = running.Source.open(tmp_path / "LDCT")
+    source = running.Source.open(tmp_path / "LDCT", recipes.recipe("man"))
     training = len(source.described["cases"])
     assert 0 < training < 12 and source.n_slices == training * 9 and source.output == "full dose"
     (stage,) = recipes.recipe("autoencoder_simple", "paper").stages

@@ -15,7 +15,6 @@ from ldctlib.methods.denoiser import Trained, noise_of
 from ldctlib.operators import BlockMean, CorrelatedNoise, Identity, Operator, WhiteNoise
 from ldctlib.pipelines import Prior
 
-
 LOCAL_STRENGTH = (0.4, 2.5)
 """Limits of the local noise over its mean: a map says little beyond."""
 

@@ -101,14 +101,16 @@ class Source:
     n_slices: int | None = None
 
     @classmethod
-    def open(cls, folder: str | Path | None, scale: str = "HU") -> Source:
+    def open(cls, folder: str | Path | None, chosen: Recipe) -> Source:
         """Phantoms without a folder; else its training patients: pairs if it has any, or full-dose scans.
 
-        Where ``scale`` is "arbitrary" they are scans as they are.
+        For a recipe of images in arbitrary units they are scans as they are.
         """
+        scale = chosen.scale
         if folder is None:
             phantom = "phantom" if scale == "HU" else "phantom of cine cardiac MR"
-            noise = "simulated noise" if scale == "HU" else "no noise"
+            noisy = getattr(chosen.stages[0].data, "noise_sd_hu", None) is not None
+            noise = "simulated noise" if noisy else "no noise"
             return cls(
                 described=dict(
                     collection=f"{phantom} and scikit-image's photographs, {noise}",
@@ -170,7 +172,7 @@ def run(
     with this data? Its results lie apart, in ``out/dry-run``.
     """
     out, chosen = Path(out), recipe(name, profile)
-    source = Source.open(data, chosen.scale)
+    source = Source.open(data, chosen)
     stages = tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages)
     chosen = replace(chosen, stages=stages, output=source.output or chosen.output)
     folders = (out,)  # of checkpoints that others need
@@ -322,7 +324,7 @@ def save(
             dict(name=s.name, steps=n, seed=s.train.seed, data=asdict(s.data)) for s, n in zip(seen, done, strict=True)
         ],
         trained_on=dict(
-            described or Source.open(None, chosen.scale).described,
+            described or Source.open(None, chosen).described,
             seed=chosen.stages[0].train.seed,
             steps=sum(done),
             profile=profile,
