@@ -70,6 +70,17 @@ def test_the_weights_that_are_drawn_are_those_of_the_sampler(operator):
     assert [axis.get_ylabel() for axis in figure.axes] == ["weight λ", "fresh noise / σ"]
 
 
+def test_what_was_removed_is_compared_with_the_noise():
+    truth = torch.full((2, 1, 64, 64), 40.0)
+    noise = 20 * torch.randn(2, 1, 64, 64, generator=seeded(0))
+    images = {"truth": truth, "low dose": truth + noise, "half": truth + noise / 2}
+    rows, spectra = nb06.removed_noise({"soft": images}, 0.8)
+    low, half = rows
+    assert half["PSNR (dB)"] - low["PSNR (dB)"] == pytest.approx(20 * np.log10(2), abs=0.05)  # nothing is clipped
+    assert half["NPS distance"] == pytest.approx(0, abs=1e-6) and "NPS distance" not in low
+    np.testing.assert_allclose(spectra["soft"]["half"][1], spectra["soft"]["noise"][1] / 4, rtol=1e-4)
+
+
 # ---------------------------------------------------------------- draws
 
 
@@ -186,7 +197,8 @@ def test_the_explorer_redraws_and_says_what_it_shows(results):
     assert picture(panel.image.value)[0, 0, 0] == round((54 + 160) / 400 * 255)
     assert "RMS error 4.0 HU" in panel.box.children[-1].value
     panel.controls["factor"].value = 1.0
-    assert picture(panel.image.value)[0, 0, 0] == 255 and "RMS error 54.0 HU" in panel.box.children[-1].value
+    assert picture(panel.image.value)[0, 0, 0] == round((104 + 160) / 400 * 255)
+    assert "RMS error 54.0 HU" in panel.box.children[-1].value
     titles = [axis.get_title() for axis in panel.figure().axes]
     assert titles[0] == "noise × 0.5, 4 steps, η = 0\na caption"
     del results[0.5, 4, 0.0]

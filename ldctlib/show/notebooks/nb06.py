@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldctlib import metrics
 from ldctlib.diffusion.plug_and_play import ETA, first_time
 from ldctlib.errors import ParameterError
 from ldctlib.operators import CorrelatedNoise, Identity
@@ -100,6 +101,29 @@ def weights_plot(lines: Mapping[str, Weights]) -> Figure:
         axis.set(xscale="log", xlabel="time t (a chain walks to the left)", ylabel=label, ylim=(0, 1.05))
     axes[0].legend(fontsize=8, loc="upper left")
     return figure
+
+
+def removed_noise(groups: Mapping[str, Mapping[str, Tensor]], pixel_mm: float) -> tuple[list[dict], dict[str, dict]]:
+    """What denoising did to each group of images: rows of a table, and the radial NPS of what was removed.
+
+    groups : group → name → images (n, 1, H, W), "truth" and "low dose" among them
+
+    The spectra are group → name → (frequency, NPS); that of the noise itself is named "noise".
+    """
+    lines, spectra = [], {}
+    for group, images in groups.items():
+        truth, low = images["truth"], images["low dose"]
+        noise = metrics.nps(low - truth, pixel_mm, roi=32)
+        spectra[group] = {"noise": (noise.frequency, noise.radial)}
+        for name in (each for each in images if each != "truth"):
+            scores = [float(f(images[name], truth, window=SOFT_TISSUE).mean()) for f in (metrics.psnr, metrics.ssim)]
+            line = {"kernel": group, "method": name, "PSNR (dB)": scores[0], "SSIM": scores[1]}
+            if name != "low dose":
+                removed = metrics.nps(low - images[name], pixel_mm, roi=32)
+                spectra[group][name] = removed.frequency, removed.radial
+                line["NPS distance"] = metrics.nps_distance(removed, noise)
+            lines.append(line)
+    return lines, spectra
 
 
 # ---------------------------------------------------------------- several draws
