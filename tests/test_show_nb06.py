@@ -200,7 +200,7 @@ def test_the_explorer_redraws_and_says_what_it_shows(results):
     assert picture(panel.image.value)[0, 0, 0] == round((104 + 160) / 400 * 255)
     assert "RMS error 54.0 HU" in panel.box.children[-1].value
     titles = [axis.get_title() for axis in panel.figure().axes]
-    assert titles[0] == "noise × 0.5, 4 steps, η = 0\na caption"
+    assert titles[0] == "noise × 0.5\n4 steps, η = 0\na caption"
     del results[0.5, 4, 0.0]
     with pytest.raises(ParameterError, match="every combination"):
         nb06.settings_explorer(results, truth)
