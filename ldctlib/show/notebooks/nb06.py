@@ -263,18 +263,17 @@ def restoration_table(result: BenchmarkResult, group: str, dose: float) -> Table
     chosen = [s for s in result.scores() if s.group == group and (s.dose == dose or math.isnan(s.dose + dose))]
     if not chosen:
         raise ParameterError(f"no result of '{group}' at dose {dose:g}")
-    lines: dict[str, dict[str, Any]] = {}
     titles = {"psnr": "PSNR (dB)", "ssim": "SSIM", "vif": "VIF"}
+    lines, gains, gain = {}, {}, f"gain over {result.baseline}, 95 %"
     for score in chosen:
         line = lines.setdefault(score.method, {"method": score.method})
         if score.metric in titles:
             line[titles[score.metric]] = score.value
-        if score.metric == "psnr":
-            bounded = score.method != result.baseline and not math.isnan(score.low)
-            gain = f"{score.difference:+.2f} ({score.low:+.2f} … {score.high:+.2f})" if bounded else ""
-            line[f"gain over {result.baseline}, 95 %"] = gain
+        if score.metric == "psnr" and score.method != result.baseline and not math.isnan(score.low):
+            gains[score.method] = f"{score.difference:+.2f} ({score.low:+.2f} … {score.high:+.2f})"
     better = {title: "high" for title in titles.values() if any(title in line for line in lines.values())}
-    return Table(list(lines.values()), better=better, digits={"SSIM": 3, "VIF": 3})
+    made = [line | {gain: gains.get(method, "")} for method, line in lines.items()]
+    return Table(made, better=better, digits={"SSIM": 3, "VIF": 3})
 
 
 # ---------------------------------------------------------------- the widget
