@@ -310,6 +310,18 @@ def test_every_exercise_takes_its_right_answer_and_refuses_the_plausible_wrong_o
         assert check(name, ...).state == "open"
 
 
+def test_a_solution_is_a_value_or_a_functions_source_and_says_why():
+    assert exercises.solution("07.perfect").message.startswith("4.77. The low-dose image")
+    told = exercises.solution("07.slope")
+    assert (
+        told.state == "solution"
+        and "(removed * detail)[mask].sum()" in told.message
+        and "pre-wrap" in told._repr_html_()
+    )
+    with pytest.raises(ParameterError, match="there is no exercise '07.slop'"):
+        exercises.solution("07.slop")
+
+
 def test_a_slope_is_accepted_in_every_right_form_and_each_mistake_has_its_own_hint():
     def with_intercept(removed, detail, mask):
         return np.polyfit(detail[mask].numpy(), removed[mask].numpy(), 1)[0]

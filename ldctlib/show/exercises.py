@@ -7,6 +7,7 @@ begins with ``NN.`` is first checked. Each one carries a right and a plausible w
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Exercise:
 class Verdict:
     """What ``check`` returns; a notebook shows it as a coloured line."""
 
-    state: str  # "open", "right", "not yet" or "unknown"
+    state: str  # "open", "right", "not yet", "unknown" or "solution"
     message: str
 
     def __repr__(self) -> str:
@@ -44,7 +45,9 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         colour = {"right": "#009E73", "not yet": "#D55E00"}.get(self.state, "#0072B2")
-        style = f"border-left: 4px solid {colour}; padding: .3em .8em"
+        style = f"border-left: 4px solid {colour}; padding: .3em .8em" + "; white-space: pre-wrap" * (
+            self.state == "solution"
+        )
         return f'<div style="{style}"><b style="color: {colour}">{self.state}</b>: {escape(self.message)}</div>'
 
 
@@ -72,6 +75,16 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
     if accepted:
         return Verdict("right", exercise.because)
     return Verdict("not yet", next((text for fits, text in exercise.hints if _holds(fits, answer)), exercise.hint))
+
+
+def solution(name: str) -> Verdict:
+    """The answer of an exercise, for a person who gives up or wants to compare: a value, or a function's source."""
+    exercises = exercises_of(str(name).partition(".")[0])
+    if name not in exercises:
+        raise ParameterError(f"there is no exercise '{name}'{did_you_mean(name, exercises)}")
+    right = exercises[name].right
+    text = inspect.getsource(right).strip() + "\n\n" if callable(right) else f"{right}. "
+    return Verdict("solution", text + exercises[name].because)
 
 
 def exercises_of(notebook: str) -> dict[str, Exercise]:
