@@ -202,10 +202,14 @@ def tv(y: Tensor, operator: Operator, *, weight: float = 0.01, generator=None) -
     return total_variation(operator, y, pseudo_inverse(y, operator), weight)
 
 
-def with_prior(prior: Prior, *, white: bool = False, noise_factor: float = 1.0, **options) -> Restorer:
+def with_prior(
+    prior: Prior, *, white: bool = False, noise_factor: float = 1.0, start_means: int | None = None, **options
+) -> Restorer:
     """A plug-and-play sampler on a prior; ``options`` are those of :meth:`~ldctlib.pipelines.Prior.steps`.
 
     white : take the noise as white, of the same standard deviation.
+    noise_factor : times that.
+    start_means : the time at which a chain for super-resolution starts, from bicubic interpolation; None for T.
     """
 
     def restore(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
@@ -214,7 +218,10 @@ def with_prior(prior: Prior, *, white: bool = False, noise_factor: float = 1.0, 
         if options.get("sampler") == "ilvr" and isinstance(operator, Identity):
             operator = BlockMean(2)
             y = operator.A(y)
-        return prior.restore(y, operator, generator=generator, **options)
+        chosen = dict(options)
+        if start_means is not None and isinstance(operator, BlockMean):
+            chosen |= dict(start=start_means, estimate=bicubic(y, operator))
+        return prior.restore(y, operator, generator=generator, **chosen)
 
     return restore
 
@@ -224,10 +231,11 @@ RESTORERS: dict[str, Callable[..., Restorer]] = {
     "bicubic": lambda prior: bicubic,
     "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=100),
     "dps": lambda prior: with_prior(prior, sampler="dps", steps=200, start=1000),
-    "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=50),
+    "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=20, start_means=300),
     "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20),
-    "ddnm_white": lambda prior: with_prior(prior, white=True, steps=50),
-    "ddnm_plus": lambda prior: with_prior(prior, steps=50),
+    "ddnm_white": lambda prior: with_prior(prior, white=True, steps=20, start_means=300),
+    "ddnm_plus": lambda prior: with_prior(prior, steps=20, start_means=300),
+    "ddnm_published": lambda prior: with_prior(prior, steps=100),
     "dds": lambda prior: with_prior(prior, sampler="dds", steps=50),
     "dip": lambda prior: deep_prior,
     "tv": lambda prior: tv,
