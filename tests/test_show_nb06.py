@@ -143,6 +143,8 @@ def test_discs_lie_in_flat_soft_tissue_apart_from_each_other_and_keep_their_cont
     half = (x + target) / 2
     (line,) = nb06.contrast_kept({"half": half.repeat(2, 1, 1, 1)}, target, places, 3.0)
     assert line["contrast kept, mean (%)"] == pytest.approx(50, abs=0.1) and line["scatter between draws"] < 1e-3
+    (line,) = nb06.contrast_kept({"one draw": half}, target, places, 3.0)
+    assert np.isnan(line["scatter between draws"])
     with pytest.raises(ParameterError, match="no 9 flat places"):
         nb06.flat_places(x, 9, radius=6.0)
 

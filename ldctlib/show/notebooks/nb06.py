@@ -251,7 +251,8 @@ def contrast_kept(
         own = share.mean(1)
         line = {"measurement": name, "contrast kept, mean (%)": float(own.mean())}
         line |= {f"least of {len(places)} discs": float(own.min()), "most": float(own.max())}
-        lines.append(line | {"scatter between draws": float(share.std(1).mean())})
+        scatter = float(share.std(1).mean()) if len(x) > 1 else math.nan
+        lines.append(line | {"scatter between draws": scatter})
     return lines
 
 
