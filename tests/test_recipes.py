@@ -129,11 +129,8 @@ def test_shipped_checkpoints_say_where_they_come_from(name):
     checkpoint, recipe = checkpoints.load(checkpoints.find(name)), recipes.recipe(name)
     assert checkpoint.recipe == name and checkpoint.trained_on["profile"] == "train"
     assert checkpoint.trained_on["steps"] > 0 and "phantom" in checkpoint.trained_on["collection"]
-    assert (checkpoint.model, checkpoint.output, checkpoint.hu_range) == (
-        recipe.saved.model,
-        recipe.output,
-        recipe.hu_range,
-    )
+    expected = recipe.saved.model, recipe.output, recipe.intensity_range or recipe.hu_range
+    assert (checkpoint.model, checkpoint.output, checkpoint.range) == expected
     config = {k: v for k, v in checkpoint.config.items() if k != "latent_scale"}  # that one is measured
     assert config == recipe.saved.config
     assert checkpoint.pipeline == (recipe.pipeline and recipe.pipeline.to_dict())
