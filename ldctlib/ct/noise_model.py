@@ -219,7 +219,7 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
         else:
             c, a, information = _separate(power[:, 2:], noise[2:], anatomy[2:], family.cells[2:], negative=True)
             weight = information / (1 + a * anatomy[4] / (c * noise[4])) ** 2
-        local = joined(c, weight)
+        local = 1 / joined(1 / c, weight)  # the harmonic mean starts from below
         for _ in range(3):  # edges that are left in c count little
             local = joined(c, weight / (1 + (4 * np.maximum(c / at_squares(local) - 1, 0)) ** 2))
         level = at_squares(local)
