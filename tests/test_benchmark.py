@@ -102,7 +102,7 @@ def test_json_round_trip_keeps_everything(result, tmp_path):
     result.to_json(path)
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]  # no temporary file is left
     content = json.loads(path.read_text())
-    assert content["window"] == {"level": 40, "width": 400}
+    assert content["window"] == {"level": 40, "width": 400, "unit": "HU"}
     assert {"value", "low", "high", "n_patients", "reference", "window"} <= content["scores"][0].keys()
     back = BenchmarkResult.from_json(path)
     assert back.to_markdown() == result.to_markdown() and back.window == result.window

@@ -52,7 +52,7 @@ def sample(
         start = START_OF_A_PRIOR if start is None else start
         if start == schedule.T:
             raise ParameterError(f"at start = T = {start} nothing of the image is left for a prior: start below T")
-    schedule.times(steps or 30, spacing, start=start)  # likewise
+    schedule.times(30 if steps is None else steps, spacing, start=start)  # likewise
 
     def denoise(ldct, *, noise, spacing_mm, generator):
         out, generators = [], image_generators(generator, len(ldct))
