@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ldctlib.diffusion.process import Generators, noise_like, q_sample
-from ldctlib.diffusion.samplers import Limits, NoisePredictor, Step, at_least_float32, pairs, predict
+from ldctlib.diffusion.samplers import Limits, NoisePredictor, Step, at_least_float32, ddim_mean, pairs, predict
 from ldctlib.diffusion.schedule import Schedule, times_from_zero_based
 from ldctlib.errors import ParameterError
 
@@ -103,11 +103,9 @@ def map_chain(
         x0_hat, eps_hat = predict(eps, x, t, schedule, clamp_x0)
         yield Step(i, t, x, x0_hat, x0_hat)
         if s > 0:
-            alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
-            sigma = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
-            mean = sqrt(alpha_bar_s) * x0_hat + sqrt(1 - alpha_bar_s - sigma**2) * eps_hat
+            mean, sigma = ddim_mean(schedule, t, s, x0_hat, eps_hat, eta=1.0)
             y_s = q_sample(schedule, y, s, noise_like(y, generator))
-            x = map_step(y_s, mean, (lambda0 * sqrt(alpha_bar_t) if weight is None else weight) / sigma)
+            x = map_step(y_s, mean, (lambda0 * sqrt(schedule.at(t)) if weight is None else weight) / sigma)
 
 
 def cascade(*stages: Callable[[Tensor | None], Iterator[Step]], num_samples: int = 10) -> Iterator[Step]:

@@ -25,7 +25,17 @@ import torch
 from torch import Tensor
 
 from ldctlib.diffusion.process import Generators, noise_like, q_sample
-from ldctlib.diffusion.samplers import Limits, NoisePredictor, Step, at_least_float32, pairs, posterior_sample, predict
+from ldctlib.diffusion.samplers import (
+    Limits,
+    NoisePredictor,
+    Step,
+    at_least_float32,
+    check_eta,
+    ddim_mean,
+    pairs,
+    posterior_sample,
+    predict,
+)
 from ldctlib.diffusion.schedule import Schedule
 from ldctlib.errors import ParameterError
 
@@ -76,7 +86,8 @@ def ddnm(
 
     eta : None is Algorithm 1's ancestral step, a number DDRM's share (the released code: .85, 100 steps).
     """
-    check_eta(eta)
+    if eta is not None:
+        check_eta(eta)
     x = at_least_float32(x_t)
     for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_prior, eps_hat = predict(eps, x, t, schedule, clamp_x0)
@@ -87,7 +98,7 @@ def ddnm(
         elif s > 0 and eta is None:
             x = posterior_sample(schedule, x, t, x0_hat, s, generator)
         elif s > 0:
-            x = sqrt(schedule.at(s)) * x0_hat + renewed_noise(eps_hat, schedule, s, eta, generator)
+            x = sqrt(schedule.at(s)) * x0_hat + renewed_noise(schedule, s, eps_hat, noise_like(x, generator), eta)
 
 
 @torch.no_grad()
@@ -124,28 +135,18 @@ def ddrm(
         raise ParameterError(
             f"the singular values of {type(operator).__name__} are unknown: use dds or dps, or ddnm for noise-free data"
         )
-    noise, x = operator.noise, at_least_float32(x_t)
+    x = at_least_float32(x_t)
     for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_prior, eps_hat = predict(eps, x, t, schedule, clamp_x0)
         a, sigma = sqrt(schedule.at(s)), sqrt(1 - schedule.at(s))
-
-        def weight(sd: Tensor, a=a, sigma=sigma) -> Tensor:
-            n = a * sd / singular
-            return torch.where(n <= sigma, eta_b, sigma * sqrt(1 - eta**2) / n.clamp(min=1e-12))
-
-        def fresh(sd: Tensor, a=a, sigma=sigma) -> Tensor:
-            n = a * sd / singular
-            return torch.where(n <= sigma, (sigma**2 - (eta_b * n) ** 2).clamp(min=0).sqrt(), sigma * eta)
-
-        x0_hat = x0_prior + operator.A_dagger(noise.filter(y - operator.A(x0_prior), weight))
+        weight, fresh = measurement_weights(a, sigma, singular, eta, eta_b)
+        x0_hat = x0_prior + operator.A_dagger(operator.noise.filter(y - operator.A(x0_prior), weight))
         yield Step(i, t, x, x0_hat, x0_prior)
         if s >= t:
             x = q_sample(schedule, x0_prior, s, noise_like(x, generator))
         elif s > 0:
             z = noise_like(x, generator)
-            unmeasured = sigma * (eta * z + sqrt(1 - eta**2) * eps_hat)
-            measured = noise.filter(operator.A(z), fresh)
-            x = a * x0_hat + unmeasured + operator.A_dagger(measured - operator.A(unmeasured))
+            x = a * x0_hat + in_range(operator, renewed_noise(schedule, s, eps_hat, z, eta), z, fresh)
 
 
 def ddnm_plus(eps, x_t, schedule, times, operator, y, *, eta=ETA, generator=None, clamp_x0=None) -> Iterator[Step]:
@@ -265,10 +266,8 @@ def dds(
         if s >= t:
             x = q_sample(schedule, x0_prior, s, noise_like(x, generator))
         elif s > 0:
-            alpha_bar_s = schedule.at(s)
-            sigma = eta * sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
-            x = sqrt(alpha_bar_s) * x0_hat + sqrt(1 - alpha_bar_s - sigma**2) * eps_hat
-            x = x + sigma * noise_like(x, generator)
+            mean, sigma = ddim_mean(schedule, t, s, x0_hat, eps_hat, eta)
+            x = mean + sigma * noise_like(x, generator)
 
 
 PLUG_AND_PLAY = {"ddnm": ddnm, "ddnm_plus": ddnm_plus, "ddrm": ddrm, "dps": dps, "ilvr": ilvr, "dds": dds}
@@ -303,19 +302,44 @@ def start_from_measurement(
     estimate = operator.A_dagger(at_least_float32(y))
     alpha_bar = schedule.at(t)
     z = noise_like(estimate, generator)
-    white = sqrt(1 - alpha_bar) * z
-    measured = operator.noise.filter(
-        operator.A(z), lambda sd: (1 - alpha_bar - alpha_bar * (sd / singular) ** 2).clamp(min=0).sqrt()
-    )
-    return sqrt(alpha_bar) * estimate + white + operator.A_dagger(measured - operator.A(white))
+
+    def fresh(sd: Tensor) -> Tensor:
+        return (1 - alpha_bar - alpha_bar * (sd / singular) ** 2).clamp(min=0).sqrt()
+
+    return sqrt(alpha_bar) * estimate + in_range(operator, sqrt(1 - alpha_bar) * z, z, fresh)
 
 
-def renewed_noise(eps_hat: Tensor, schedule: Schedule, s: int, eta: float, generator: Generators = None) -> Tensor:
+# ---------------------------------------------------------------- parts of a step
+
+OfNoise = Callable[[Tensor], Tensor]
+"""A function of the standard deviation of a coordinate's noise."""
+
+
+def measurement_weights(
+    a: float | Tensor, sigma: float | Tensor, singular: float | Tensor = 1.0, eta: float = ETA, eta_b: float = 1.0
+) -> tuple[OfNoise, OfNoise]:
+    """λ of the measurement, and the standard deviation of the fresh noise, as functions of σ_y,k: see :func:`ddrm`.
+
+    a, sigma : √ᾱ_s and √(1 − ᾱ_s) of the next time.
+    """
+
+    def weight(sd: Tensor) -> Tensor:
+        n = a * sd / singular
+        return torch.where(n <= sigma, eta_b, sigma * sqrt(1 - eta**2) / n.clamp(min=1e-12))
+
+    def fresh(sd: Tensor) -> Tensor:
+        n = a * sd / singular
+        return torch.where(n <= sigma, (sigma**2 - (eta_b * n) ** 2).clamp(min=0).sqrt(), sigma * eta)
+
+    return weight, fresh
+
+
+def renewed_noise(schedule: Schedule, s: int, eps_hat: Tensor, z: Tensor, eta: float) -> Tensor:
     """σ (η z + √(1 − η²) eps_hat): noise of x_s of which a share η² of the variance is fresh."""
-    return sqrt(1 - schedule.at(s)) * (eta * noise_like(eps_hat, generator) + sqrt(1 - eta**2) * eps_hat)
+    return sqrt(1 - schedule.at(s)) * (eta * z + sqrt(1 - eta**2) * eps_hat)
 
 
-def check_eta(eta: float | None) -> None:
-    """ParameterError unless eta lies in [0, 1]."""
-    if eta is not None and not 0 <= eta <= 1:
-        raise ParameterError(f"eta lies in 0 (no fresh noise) … 1 (all of it is fresh), got {eta}")
+def in_range(operator: Measurement, unmeasured: Tensor, z: Tensor, fresh: OfNoise) -> Tensor:
+    """``unmeasured`` with its part in the range of A⁺ replaced by z's, each coordinate times ``fresh`` of its noise."""
+    measured = operator.noise.filter(operator.A(z), fresh)
+    return unmeasured + operator.A_dagger(measured - operator.A(unmeasured))

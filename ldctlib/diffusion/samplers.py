@@ -90,8 +90,7 @@ def ddim(
     clamp_x0: Limits = None,
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2021, Eqs 12, 16). η = 0 is MAN's Eq. 6: deterministic, of order 1. η = 1 is DDPM."""
-    if not 0 <= eta <= 1:
-        raise ParameterError(f"eta lies in 0 (deterministic) … 1 (ancestral), got {eta}")
+    check_eta(eta)
     x = at_least_float32(x_t)
     for i, (t, s) in enumerate(pairs(schedule, times)):
         x0_hat, eps_hat = predict(eps, x, t, schedule, clamp_x0)
@@ -99,9 +98,7 @@ def ddim(
         if s >= t:
             x = q_sample(schedule, x0_hat, s, noise_like(x, generator))
         elif s > 0:
-            alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
-            sigma = eta * sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
-            x = sqrt(alpha_bar_s) * x0_hat + sqrt(1 - alpha_bar_s - sigma**2) * eps_hat
+            x, sigma = ddim_mean(schedule, t, s, x0_hat, eps_hat, eta)
             if eta > 0:
                 x = x + sigma * noise_like(x, generator)
 
@@ -138,6 +135,19 @@ def dpm_solver_pp_2m(
                 D = (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * x0_before
             x = sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) * x - sqrt(alpha_bar_s) * expm1(-h) * D
             x0_before, h_before = x0_hat, h
+
+
+def ddim_mean(schedule: Schedule, t: int, s: int, x0: Tensor, eps: Tensor, eta: float) -> tuple[Tensor, float]:
+    """Mean and standard deviation of x_s, s < t, in DDIM's step (Song et al. 2021, Eqs 12 and 16)."""
+    alpha_bar_t, alpha_bar_s = schedule.at(t), schedule.at(s)
+    sigma = eta * sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
+    return sqrt(alpha_bar_s) * x0 + sqrt(1 - alpha_bar_s - sigma**2) * eps, sigma
+
+
+def check_eta(eta: float) -> None:
+    """ParameterError unless eta lies in [0, 1]."""
+    if not 0 <= eta <= 1:
+        raise ParameterError(f"eta lies in 0 (no fresh noise) … 1 (all that there can be), got {eta}")
 
 
 def posterior_sample(

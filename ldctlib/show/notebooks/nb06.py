@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldctlib import metrics
-from ldctlib.diffusion.plug_and_play import ETA, first_time
+from ldctlib.diffusion.plug_and_play import ETA, first_time, measurement_weights
 from ldctlib.errors import ParameterError
 from ldctlib.operators import CorrelatedNoise, Identity
 from ldctlib.show import png
@@ -81,12 +81,10 @@ def ddnm_plus_weights(schedule: Schedule, noise_sd: float, *, singular_value: fl
 
     noise_sd : in the model's unit.
     """
-    alpha_bar = schedule.alpha_bar[1:].numpy()
-    a, sigma, n = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), noise_sd / singular_value
-    above = a * n <= sigma
-    weight = np.where(above, 1.0, sigma * math.sqrt(1 - eta**2) / np.maximum(a * n, 1e-300))
-    fresh = np.where(above, np.sqrt(np.maximum(sigma**2 - (a * n) ** 2, 0)) / sigma, eta)
-    return Weights(np.arange(1, schedule.T + 1), weight, fresh)
+    a, sigma = schedule.alpha_bar[1:].sqrt(), (1 - schedule.alpha_bar[1:]).sqrt()
+    weight, fresh = measurement_weights(a, sigma, singular_value, eta)
+    sd = torch.tensor(noise_sd, dtype=a.dtype)
+    return Weights(np.arange(1, schedule.T + 1), weight(sd).numpy(), (fresh(sd) / sigma).numpy())
 
 
 def weights_plot(lines: Mapping[str, Weights]) -> Figure:
@@ -144,12 +142,9 @@ def gaussian_calibration(
     gain, variance = 0.0, 1.0  # of x_T, which knows nothing of y
     for t, s in zip(times, (*times[1:], 0), strict=True):
         a, sigma = math.sqrt(schedule.at(s)), math.sqrt(1 - schedule.at(s))
-        if a * noise_sd <= sigma:
-            weight, fresh = 1.0, sigma**2 - (a * noise_sd) ** 2
-        else:
-            weight, fresh = sigma * math.sqrt(1 - eta**2) / (a * noise_sd), (sigma * eta) ** 2
+        weight, fresh = (float(f(torch.tensor(noise_sd).double())) for f in measurement_weights(a, sigma, eta=eta))
         kept = (1 - weight) * math.sqrt(schedule.at(t))  # E[x0 | x_t] = √ᾱ_t x_t for N(0, 1)
-        gain, variance = a * (kept * gain + weight), (a * kept) ** 2 * variance + fresh
+        gain, variance = a * (kept * gain + weight), (a * kept) ** 2 * variance + fresh**2
     exact = noise_sd**2 / (1 + noise_sd**2)
     # x - g y for x and y drawn together
     error = exact + (gain - 1 / (1 + noise_sd**2)) ** 2 * (1 + noise_sd**2)
