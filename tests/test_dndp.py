@@ -20,7 +20,7 @@ from ldctlib.diffusion.schedule import sr3
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.models.unet import UNet
 from ldctlib.pipelines import Conditioning, DiffusionPipeline, PipelineSpec, PixelGrid
-from ldctlib.pipelines.conditioning import LOW_RESOLUTION, enlarge, with_low_resolution_noise
+from ldctlib.pipelines.conditioning import LOW_RESOLUTION, MEANS, with_low_resolution_noise
 from ldctlib.units import Range
 from tests.test_pipelines import image, seeded, write
 
@@ -205,7 +205,7 @@ def test_super_resolution_is_given_the_same_in_training_and_in_sampling():
     condition = Conditioning(grid, {"concat": ["low_resolution"]})
     x = image(2, 1, 48, 64)
     trained = condition(x).inputs["concat"]
-    sampled = condition(enlarge(F.avg_pool2d(x, LOW_RESOLUTION))).inputs["concat"]
+    sampled = condition(MEANS.A_dagger(F.avg_pool2d(x, LOW_RESOLUTION))).inputs["concat"]
     assert trained.shape == (2, 1, 48, 64)
     torch.testing.assert_close(trained, sampled, rtol=0, atol=1e-6)
     ramp = torch.arange(64.0).expand(1, 1, 64, 64) * 10  # cubic interpolation continues a line inside
@@ -222,7 +222,7 @@ def test_noise_of_the_low_resolution():
     noisy = with_low_resolution_noise(x, 12.0, seeded(3))
     change = noisy - x
     low = F.avg_pool2d(change, LOW_RESOLUTION)
-    torch.testing.assert_close(change, enlarge(low), rtol=0, atol=1e-4)
+    torch.testing.assert_close(change, MEANS.A_dagger(low), rtol=0, atol=1e-4)
     # E[sd²] = 12² / 3 = 48; 400 images of one level each: its standard error is 48 · .89 / √400 and some
     assert abs(float(low.square().mean()) - 48.0) < 4 * 2.6
     assert float(low.flatten(1).std(1).max()) < 12 * 1.8

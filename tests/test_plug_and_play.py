@@ -316,10 +316,10 @@ def test_the_gradient_of_dps_is_the_closed_form_and_each_image_has_its_own():
     x0 = x.reshape(3, DIM).numpy() @ E.T
     r = y.reshape(3, -1).numpy() - x0 @ A.T
     gradient = -(r / np.linalg.norm(r, axis=1, keepdims=True)) @ A @ E
-    c0, ct = Exact.ancestral(None, (np.eye(DIM), np.eye(DIM)), t, s)[0][0, 0], 0
-    alpha = float(PLAN.alpha_bar[t] / PLAN.alpha_bar[s])
-    ct = sqrt(alpha) * (1 - float(PLAN.alpha_bar[s])) / (1 - float(PLAN.alpha_bar[t]))
-    expected = (c0 - ct) * x0 + ct * x.reshape(3, DIM).numpy() - zeta * gradient
+    at, before = float(PLAN.alpha_bar[t]), float(PLAN.alpha_bar[s])
+    c0 = sqrt(before) * (1 - at / before) / (1 - at)
+    ct = sqrt(at / before) * (1 - before) / (1 - at)
+    expected = c0 * x0 + ct * x.reshape(3, DIM).numpy() - zeta * gradient
     np.testing.assert_allclose(second.x_t.reshape(3, DIM).numpy(), expected, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(first.x0_hat.reshape(3, DIM).numpy(), x0, rtol=1e-9, atol=1e-9)
 

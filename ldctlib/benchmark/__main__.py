@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldctlib import methods as registry
-from ldctlib.benchmark.cases import collection_cases, phantom_cases
+from ldctlib.benchmark.cases import collection_cases, phantom_cases, unseen_seeds
 from ldctlib.benchmark.measures import DEFAULT_METRICS, METRICS
 from ldctlib.benchmark.record import record
 from ldctlib.benchmark.run import run
@@ -40,18 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.real:
             pairs = open_collection(options.real)
             cases = collection_cases(pairs, slices_per_patient=options.slices, dose=options.dose)
-        else:  # seeds far from any that training draws first
-            seeds = range(9_000_001, 9_000_001 + options.patients)
-            cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop)
+        else:
+            cases = phantom_cases(
+                unseen_seeds(options.patients), (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop
+            )
         given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
         result = run(loaded, cases, window=SOFT_TISSUE, device=options.device, **given)
         if options.record:
             record(result)
     except LdctError as error:
         parser.exit(2, f"{type(error).__name__}: {error}\n")
-    print(result.to_markdown(intervals=not options.no_intervals))
-    if options.json:
-        result.to_json(options.json)
+    result.report(options.json, intervals=not options.no_intervals)
     return 0
 
 

@@ -62,6 +62,11 @@ class BenchmarkCase:
         return [self, full]
 
 
+def unseen_seeds(count: int) -> range:
+    """Seeds of phantom patients for a benchmark, far from any that a training draws first."""
+    return range(9_000_001, 9_000_001 + count)
+
+
 def phantom_cases(
     seeds: Sequence[int],
     doses: Sequence[float] = (0.25,),

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldctlib import metrics as M
-from ldctlib.benchmark.cases import BenchmarkCase, phantom_cases
+from ldctlib.benchmark.cases import BenchmarkCase, phantom_cases, unseen_seeds
 from ldctlib.benchmark.result import BenchmarkResult
-from ldctlib.ct.dose import acquire
+from ldctlib.ct.dose import acquire, ray_variance
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.noise_model import noise_from_image
 from ldctlib.ct.projector import projector
@@ -29,6 +29,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.mr_patches import normalised
 from ldctlib.errors import LdctError, ParameterError
 from ldctlib.methods.dip import SUPER_RESOLUTION, deep_image_prior
+from ldctlib.methods.plug_and_play import ilvr_reference
 from ldctlib.operators import BlockMean, CorrelatedNoise, CTProjection, Identity, Operator, WhiteNoise
 from ldctlib.operators.solvers import total_variation
 from ldctlib.phantom.mr.cardiac import CardiacPatient
@@ -138,8 +139,8 @@ def few_view_cases(
         body = patient.slice(z_mm, size=2 * size, pixel_mm=pixel_mm / 2, thickness_mm=3.0).hu
         lines = projector(geometry.on_grid(2 * size)).A(hu_to_mu(body))
         (measured,) = acquire(lines, scanner, geometry, (dose,), generator=torch.Generator().manual_seed(int(seed)))
-        quanta = (dose * scanner.incident(geometry, lines) * torch.exp(-measured)).clamp(min=1.0)
-        operator = CTProjection(projector(geometry), ray_sd=((quanta + scanner.electronic_sd**2) / quanta**2).sqrt())
+        variance = ray_variance(measured, scanner.incident(geometry, lines), dose, scanner.electronic_sd)
+        operator = CTProjection(projector(geometry), ray_sd=variance.sqrt())
         where = dict(group=f"{n_views} views over {math.degrees(turn_rad):.0f}°", dose=dose, slice=f"{z_mm:.0f} mm")
         reference = F.avg_pool2d(body, 2)
         yield RestorationCase("few views", f"phantom {seed}", operator.to_y(measured), operator, reference, **where)
@@ -157,7 +158,7 @@ def mr_images(source: str | Path | None, patients: int, slices: int = 2) -> Iter
     """Slices spread over the heart, in units of the volume's 99.5th percentile: of phantoms (None), or of the patients
     of a folder of MR scans."""
     if source is None:
-        for seed in range(9_000_001, 9_000_001 + patients):
+        for seed in unseen_seeds(patients):
             heart = CardiacPatient.random(seed)
             low, high = heart.z_range_mm
             for k in range(slices):
@@ -215,9 +216,8 @@ def with_prior(
     def restore(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
         noise = WhiteNoise(operator.noise_sd) if white else operator.noise
         operator = operator.with_noise(noise.scaled(noise_factor))
-        if options.get("sampler") == "ilvr" and isinstance(operator, Identity):
-            operator = BlockMean(2)
-            y = operator.A(y)
+        if options.get("sampler") == "ilvr":
+            y, operator = ilvr_reference(y, operator)
         chosen = dict(options)
         if start_means is not None and isinstance(operator, BlockMean):
             chosen |= dict(start=start_means, estimate=bicubic(y, operator))
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tasks, kernels = options.tasks.split(","), options.kernels.split(",")
         doses = [float(d) for d in options.doses.split(",")]
-        seeds = range(9_000_001, 9_000_001 + options.patients)  # far from any that training draws first
+        seeds = unseen_seeds(options.patients)
         cases: Iterator[RestorationCase] = iter(())
         if options.mr:
             images = mr_images(None if options.mr == "phantom" else options.mr, options.patients)
@@ -285,9 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = restore_all(chosen, cases, window=MR_WINDOW if options.mr else SOFT_TISSUE)
     except LdctError as error:
         parser.exit(2, f"{type(error).__name__}: {error}\n")
-    print(result.to_markdown(intervals=not options.no_intervals))
-    if options.json:
-        result.to_json(options.json)
+    result.report(options.json, intervals=not options.no_intervals)
     return 0
 
 

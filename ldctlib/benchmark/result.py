@@ -95,7 +95,7 @@ class BenchmarkResult:
             )
             lines.append(f"{text} added again: {why.pop('residual_noise', '') or shares}.")
         lines += [f"{_label(m)[0]}: missing on some slices ({reason})." for m, reason in why.items()]
-        return [*lines, f"Times: {self.device}, warmed up, synchronised, transfers included."]
+        return [*lines, f"Times: {self.device}."]
 
     def to_markdown(self, **options) -> str:
         """Tables in Markdown, each under a caption with window, reference kind and n."""
@@ -104,6 +104,12 @@ class BenchmarkResult:
             rows = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
             parts += [f"**{caption}**", "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)]
         return "\n\n".join([*parts, "\n".join(self._footnotes())]) + "\n"
+
+    def report(self, json_file: str | Path | None = None, *, intervals: bool = True) -> None:
+        """Print :meth:`to_markdown`, and write :meth:`to_json` where a file is given."""
+        print(self.to_markdown(intervals=intervals))
+        if json_file is not None:
+            self.to_json(json_file)
 
     def to_json(self, path: str | Path) -> None:
         """Write everything, the summary with intervals included, to a file that appears whole or not at all."""

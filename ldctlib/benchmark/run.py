@@ -121,4 +121,5 @@ def run(
     used = f"{device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         used = torch.cuda.get_device_name(device)
+    used += ", warmed up, synchronised, transfers included"
     return BenchmarkResult(pd.DataFrame(rows), window, baseline, names, provenance, notes, used, images)

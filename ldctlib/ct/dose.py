@@ -194,9 +194,14 @@ def noise_map(image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0,
     return _noise_map(project.A(hu_to_mu(image_hu)), geometry, scanner, dose, kernel)
 
 
+def ray_variance(p, incident, dose: float, electronic_sd: float) -> Tensor:
+    """Variance of a measured line integral p at ``dose``, to first order; see the head of this module."""
+    quanta = dose * incident * torch.exp(-p)
+    return (quanta + electronic_sd**2) / quanta.clamp(min=0.5) ** 2
+
+
 def _noise_map(p, geometry: Geometry, scanner: Scanner, dose: float, kernel) -> Tensor:
-    quanta = dose * scanner.incident(geometry, p) * torch.exp(-p)
-    variance = (quanta + scanner.electronic_sd**2) / quanta.clamp(min=0.5) ** 2
+    variance = ray_variance(p, scanner.incident(geometry, p), dose, scanner.electronic_sd)
     return delta_mu_to_hu(projector(geometry, p.device).fbp_variance(variance, kernel).clamp(min=0).sqrt())
 
 

@@ -172,7 +172,7 @@ def noise_from_image(image_hu: Tensor, pixel_mm: float, *, roi: int | None = Non
     prevails; at the lowest frequencies the kernel's curve continues it. With that shape every square gives a local
     variance, which a Gaussian of 12 mm joins to the map, with less weight for squares of much anatomy.
 
-    roi : side of the squares in pixels, 8 at least; by default 24, and 16 in images below 320 pixels.
+    roi : side of the squares in pixels, 8 at least; by default 18 mm, and 12 pixels at least.
 
     Raises ParameterError where no soft tissue is found, and ShapeError for images below 8 pixels.
     """

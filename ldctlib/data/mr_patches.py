@@ -42,6 +42,8 @@ class MRPatchConfig:
         if not 16 <= self.patch <= self.size:
             raise ParameterError(f"patch must lie between 16 and size = {self.size} pixels, got {self.patch}")
 
+    embedded = "phantom of cine cardiac MR and scikit-image's photographs, no noise"
+
     def open(self, collection: Collection | None = None) -> MRPatches:
         """The stream of phantoms and photographs, or of a collection's scans in arbitrary units."""
         return MRPatches(self, collection)

@@ -56,6 +56,12 @@ class PatchConfig:
         if self.patch < 16 or self.patch * self.block_mean > 512:
             raise ParameterError(f"patch must lie between 16 and {512 // self.block_mean} pixels, got {self.patch}")
 
+    @property
+    def embedded(self) -> str:
+        """What the stream without a collection is made of."""
+        noise = "no noise" if self.noise_sd_hu is None else "simulated noise"
+        return f"phantom and scikit-image's photographs, {noise}"
+
     def open(self, collection: Collection | None = None) -> Dataset:
         """The stream of phantoms and photographs, of a collection's pairs, or of its full-dose scans."""
         if collection is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldctlib.ct.noise_model import NoiseModel, noise_from_image
+from ldctlib.diffusion.process import image_generators
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import check_images, gaussian_blur
 
@@ -77,6 +78,18 @@ def noise_of(image: Tensor, noise: NoiseModel | None, spacing_mm) -> NoiseModel:
     """The noise that a caller gave, or else an estimate from the image (1, 1, H, W), of .75 mm pixels unless told."""
     pixel_mm = 0.75 if spacing_mm is None else float(spacing_mm[-1])
     return noise if noise is not None else noise_from_image(image.cpu(), pixel_mm)
+
+
+def in_batches(
+    ldct: Tensor,
+    generator: torch.Generator | None,
+    batch: int,
+    denoise: Callable[[Tensor, list[torch.Generator]], Tensor],
+) -> Tensor:
+    """``denoise(images, generators)`` of so many images at a time, each image with its own stream of random numbers."""
+    streams = image_generators(generator, len(ldct))
+    parts = [denoise(ldct[i : i + batch], streams[i : i + batch]) for i in range(0, len(ldct), batch)]
+    return torch.cat([part.to(ldct.device) for part in parts])
 
 
 def residual_share(residual_noise: float | str) -> float:

@@ -6,9 +6,8 @@ import torch
 
 from ldctlib import checkpoints
 from ldctlib.diffusion import samplers
-from ldctlib.diffusion.process import image_generators
 from ldctlib.errors import ParameterError
-from ldctlib.methods.denoiser import Denoiser, Trained
+from ldctlib.methods.denoiser import Denoiser, Trained, in_batches
 from ldctlib.pipelines import DiffusionPipeline, LatentGrid
 
 START_OF_A_PRIOR = 300
@@ -54,22 +53,14 @@ def sample(
             raise ParameterError(f"at start = T = {start} nothing of the image is left for a prior: start below T")
     schedule.times(30 if steps is None else steps, spacing, start=start)  # likewise
 
+    def mean_of_samples(x, own):
+        conditions = pipeline.condition(x.to(device))
+        chain = dict(sampler=sampler, steps=steps, start=start, spacing=spacing, generator=own, **options)
+        drawn = [samplers.final(pipeline.steps(conditions, **chain)) for _ in range(num_samples)]
+        return torch.stack([pipeline.decode(x0, x.shape[-2:]) for x0 in drawn]).mean(0)
+
     def denoise(ldct, *, noise, spacing_mm, generator):
-        out, generators = [], image_generators(generator, len(ldct))
-        for first in range(0, len(ldct), batch):
-            x, own = ldct[first : first + batch], generators[first : first + batch]
-            conditions = pipeline.condition(x.to(device))
-            drawn = [
-                samplers.final(
-                    pipeline.steps(
-                        conditions, sampler=sampler, steps=steps, start=start, spacing=spacing, generator=own, **options
-                    )
-                )
-                for _ in range(num_samples)
-            ]
-            images = torch.stack([pipeline.decode(x0, x.shape[-2:]) for x0 in drawn])
-            out.append(images.mean(0).to(ldct.device))
-        return torch.cat(out)
+        return in_batches(ldct, generator, batch, mean_of_samples)
 
     return Trained(denoise, pipeline.output)
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldctlib.ct.noise_model import NoiseModel, noise_from_image
-from ldctlib.diffusion.process import image_generators, noise_like
+from ldctlib.ct.noise_model import NoiseModel
+from ldctlib.diffusion.process import noise_like
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.methods.denoiser import Denoiser
+from ldctlib.methods.denoiser import Denoiser, in_batches, noise_of
 from ldctlib.models.skip import SkipNetwork
 from ldctlib.operators import Identity, Operator
 from ldctlib.units import Range
@@ -157,8 +157,8 @@ def dip(
         SkipNetwork(width=width)  # raises now, not at the first image
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        out = []
-        for image, own in zip(ldct.split(1), image_generators(generator, len(ldct)), strict=True):
+        def fitted(image, streams):
+            (own,) = streams
             low, high = float(image.min()), float(image.max())
             margin = 0.05 * (high - low) or 1.0  # of a constant image 1 HU
             noise_sd = _noise_rms(image, noise, spacing_mm) if stop == "discrepancy" else 0.0
@@ -176,16 +176,16 @@ def dip(
             for step in fit:
                 if stop == "discrepancy" and step.residual_rms <= noise_sd:
                     break
-            out.append(step.x_average.to(ldct.device))
-        return torch.cat(out)
+            return step.x_average
+
+        return in_batches(ldct, generator, 1, fitted)
 
     return denoise
 
 
 def _noise_rms(image_hu: Tensor, noise: NoiseModel | None, spacing_mm) -> float:
     """Root mean square of the noise over the whole image: that of its map where there is one that fits."""
-    if noise is None:
-        noise = noise_from_image(image_hu.cpu(), float(spacing_mm[-1]) if spacing_mm is not None else 0.75)
+    noise = noise_of(image_hu, noise, spacing_mm)
     if noise.map_hu is None or noise.map_hu.shape[-2:] != image_hu.shape[-2:]:
         return noise.sd_hu
     return float(noise.map_hu.square().mean().sqrt())

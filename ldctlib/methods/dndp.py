@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import lcm
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldctlib import checkpoints
 from ldctlib.diffusion import samplers
 from ldctlib.diffusion.cascade import DNDP_ABDOMEN, DNDP_TIMES, AdaptiveWeight, cascade, map_chain
-from ldctlib.diffusion.process import Generators, image_generators
+from ldctlib.diffusion.process import Generators
 from ldctlib.diffusion.samplers import Step
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.image import fit
-from ldctlib.methods.denoiser import Trained
+from ldctlib.methods.denoiser import Trained, in_batches
 from ldctlib.pipelines import DiffusionPipeline
-from ldctlib.pipelines.conditioning import LOW_RESOLUTION, Conditions, enlarge
+from ldctlib.pipelines.conditioning import LOW_RESOLUTION, MEANS, Conditions
 
 
 def dndp(
@@ -78,19 +76,16 @@ def dndp(
             return chain(first, means, first.condition(means), generator, lambda0=lambda0_low)
 
         def full_stage(estimate: Tensor | None) -> Iterator[Step]:
-            given = x if estimate is None else enlarge(first.decode(estimate, estimate.shape[-2:]))
+            given = x if estimate is None else MEANS.A_dagger(first.decode(estimate, estimate.shape[-2:]))
             return chain(high, x, high.condition(given), generator, lambda0=lambda0, adaptive=adaptive)
 
         stages = [full_stage]
         if first is not None:
-            means, stages = F.avg_pool2d(x, LOW_RESOLUTION), [low_stage, full_stage]
+            means, stages = MEANS.A(x), [low_stage, full_stage]
         return high.decode(samplers.final(cascade(*stages, num_samples=num_samples)), image.shape[-2:])
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        out = []
-        for image, own in zip(ldct.split(1), image_generators(generator, len(ldct)), strict=True):
-            out.append(denoise_one(image.to(device), own).to(ldct.device))
-        return torch.cat(out)
+        return in_batches(ldct, generator, 1, lambda image, own: denoise_one(image.to(device), own))
 
     return Trained(denoise, high.output)
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from ldctlib.ct.noise_model import NoiseModel
 from ldctlib.diffusion import samplers
 from ldctlib.diffusion.plug_and_play import PLUG_AND_PLAY
-from ldctlib.diffusion.process import image_generators
 from ldctlib.errors import ParameterError
-from ldctlib.methods.denoiser import Trained, noise_of
+from ldctlib.methods.denoiser import Trained, in_batches, noise_of
 from ldctlib.operators import BlockMean, CorrelatedNoise, Identity, Operator, WhiteNoise
 from ldctlib.pipelines import Prior
 
@@ -35,6 +34,14 @@ def denoising_operator(
         strength = torch.cat([n.map_hu / n.sd_hu for n in noises])
         correlated = correlated.varying(strength.clamp(*LOCAL_STRENGTH))
     return Identity(correlated)
+
+
+def ilvr_reference(y: Tensor, operator: Operator, factor: int = 2) -> tuple[Tensor, Operator]:
+    """What ILVR holds a chain to: block means. Those of the scan where y is a scan, else y itself."""
+    if not isinstance(operator, Identity):
+        return y, operator
+    low_pass = BlockMean(factor)
+    return low_pass.A(y), low_pass
 
 
 def denoise_with_prior(
@@ -81,21 +88,18 @@ def denoise_with_prior(
 
     def measurement(x: Tensor, noise: NoiseModel | None, spacing_mm) -> tuple[Tensor, Operator]:
         if sampler == "ilvr":
-            low_pass = BlockMean(factor)
-            return low_pass.A(x), low_pass
+            return ilvr_reference(x, Identity(), factor)
         if fixed_sd_unit is not None:
             return x, Identity(fixed_sd_unit / prior.range.scale)
         noises = [noise_of(image[None], noise, spacing_mm) for image in x]
         return x, denoising_operator(noises, x.shape[-2:], spectrum=spectrum, local=local, noise_factor=noise_factor)
 
     def denoise(ldct, *, noise, spacing_mm, generator):
-        out, generators = [], image_generators(generator, len(ldct))
-        for first in range(0, len(ldct), batch):
-            x, own = ldct[first : first + batch], generators[first : first + batch]
+        def mean_of_samples(x, own):
             y, operator = measurement(x, noise, spacing_mm)
             chain = dict(sampler=sampler, steps=steps, start=start, generator=own, **options)
-            drawn = [prior.restore(y, operator, **chain) for _ in range(num_samples)]
-            out.append(torch.stack(drawn).mean(0).to(ldct.device))
-        return torch.cat(out)
+            return torch.stack([prior.restore(y, operator, **chain) for _ in range(num_samples)]).mean(0)
+
+        return in_batches(ldct, generator, batch, mean_of_samples)
 
     return Trained(denoise, prior.pipeline.output)

@@ -9,7 +9,7 @@ from ldctlib.ct.projector import Projector
 from ldctlib.errors import ParameterError
 from ldctlib.operators.noise import Noise
 from ldctlib.operators.operator import Operator
-from ldctlib.units import AIR_HU, MU_WATER_PER_MM
+from ldctlib.units import MU_WATER_PER_MM, mu_to_hu
 
 
 class CTProjection(Operator):
@@ -52,4 +52,4 @@ class CTProjection(Operator):
     def fbp(self, y: Tensor, kernel="ramp") -> Tensor:
         """Filtered backprojection of y, (B, 1, H, W) in HU; air outside the field of view."""
         rays = y if self.ray_sd is None else y * self.ray_sd
-        return self.projector.fbp(rays + self.water, kernel) / self.mu_per_hu + AIR_HU
+        return mu_to_hu(self.projector.fbp(rays + self.water, kernel))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ldctlib.diffusion.process import noise_like
 from ldctlib.errors import ParameterError
+from ldctlib.operators import BlockMean
 from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.regression import RegressionNetwork
 
@@ -20,6 +21,9 @@ the low resolution, upsampled by bicubic interpolation."""
 
 LOW_RESOLUTION = 4
 """Pixels a side whose mean is one pixel of the low resolution: 512 x 512 -> 128 x 128, as Dn-Dp's for the abdomen."""
+
+MEANS = BlockMean(LOW_RESOLUTION)
+"""``A`` makes the low resolution of an image, ``A_dagger`` an image of it by repeating each pixel."""
 
 
 class Conditions(NamedTuple):
@@ -63,18 +67,13 @@ class Conditioning:
         estimate = ldct if self.estimator is None else self.grid.encode(self.estimator.apply_hu(ldct_hu))
         sources = {"ldct": ldct, "estimate": estimate}
         if self.low_resolution:
-            low = F.avg_pool2d(ldct, LOW_RESOLUTION)
+            low = MEANS.A(ldct)
             # "antialias" chooses Keys's cubic (a = -1/2), which continues lines; the other has a = -3/4
             cubic = dict(mode="bicubic", antialias=True)
             estimate = sources["low_resolution"] = F.interpolate(low, scale_factor=LOW_RESOLUTION, **cubic)
         return Conditions(
             estimate, {name: torch.cat([sources[s] for s in chosen], dim=1) for name, chosen in self.inputs.items()}
         )
-
-
-def enlarge(low: Tensor) -> Tensor:
-    """A low-resolution image, each pixel repeated: its low resolution is the image itself."""
-    return low.repeat_interleave(LOW_RESOLUTION, dim=-2).repeat_interleave(LOW_RESOLUTION, dim=-1)
 
 
 def with_low_resolution_noise(x_hu: Tensor, most_hu: float, generator: torch.Generator | None) -> Tensor:
@@ -85,6 +84,6 @@ def with_low_resolution_noise(x_hu: Tensor, most_hu: float, generator: torch.Gen
     """
     if not most_hu:
         return x_hu
-    low = F.avg_pool2d(x_hu, LOW_RESOLUTION)
+    low = MEANS.A(x_hu)
     share = torch.rand(len(low), 1, 1, 1, generator=generator, device=None if generator is None else generator.device)
-    return x_hu + enlarge(most_hu * share.to(low) * noise_like(low, generator))
+    return x_hu + MEANS.A_dagger(most_hu * share.to(low) * noise_like(low, generator))

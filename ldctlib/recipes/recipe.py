@@ -64,6 +64,10 @@ class Network:
 class TrainingData(Protocol):
     """What a stage learns from: a dataclass of plain values, since a checkpoint's header records it."""
 
+    @property
+    def embedded(self) -> str:
+        """What the stream without a collection is made of, for a checkpoint's header."""
+
     def open(self, collection: Collection | None = None) -> Dataset:
         """The endless stream of samples, of phantoms or of a collection's scans."""
 

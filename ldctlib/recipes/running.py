@@ -108,12 +108,9 @@ class Source:
         """
         scale = chosen.scale
         if folder is None:
-            phantom = "phantom" if scale == "HU" else "phantom of cine cardiac MR"
-            noisy = getattr(chosen.stages[0].data, "noise_sd_hu", None) is not None
-            noise = "simulated noise" if noisy else "no noise"
             return cls(
                 described=dict(
-                    collection=f"{phantom} and scikit-image's photographs, {noise}",
+                    collection=chosen.stages[0].data.embedded,
                     cases="random patients and photographs, drawn anew while training",
                 )
             )
@@ -314,7 +311,7 @@ def save(
         weights,
         model=chosen.saved.model,
         config=chosen.saved.config | dict(config or {}),
-        hu_range=None if chosen.intensity_range else chosen.hu_range,
+        hu_range=chosen.hu_range,
         intensity_range=chosen.intensity_range,
         output=chosen.output,
         pipeline=None if chosen.pipeline is None else chosen.pipeline.to_dict(),

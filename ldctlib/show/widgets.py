@@ -59,12 +59,17 @@ def render_wipe(before_hu: Any, after_hu: Any, fraction: float, window: Window) 
     return image
 
 
+def beside_error(image_hu: Any, reference_hu: Any, window: Window) -> np.ndarray:
+    """An image, and right of it image − reference, grey at 0 HU and of the same width: uint8 (H, 2W)."""
+    error = plane(image_hu) - plane(reference_hu)
+    return np.concatenate([grey(image_hu, window), grey(error, Window(0, window.width))], axis=1)
+
+
 def render_dose(scans_hu: Mapping[float, Any], dose: float, window: Window, reference_hu: Any) -> np.ndarray:
     """The scan at ``dose`` beside its noise (scan − reference, grey at 0 HU, same width): uint8 (H, 2W)."""
     if dose not in scans_hu:
         raise ParameterError(f"dose={dose} was not scanned; there are {', '.join(map(str, scans_hu))}")
-    noise = plane(scans_hu[dose]) - plane(reference_hu)
-    return np.concatenate([grey(scans_hu[dose], window), grey(noise, Window(0, window.width))], axis=1)
+    return beside_error(scans_hu[dose], reference_hu, window)
 
 
 def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:

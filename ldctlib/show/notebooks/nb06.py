@@ -23,7 +23,7 @@ from ldctlib.show import png
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
 from ldctlib.show.table import Table
-from ldctlib.show.widgets import Panel, grey, panel
+from ldctlib.show.widgets import Panel, beside_error, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 if TYPE_CHECKING:
@@ -305,8 +305,7 @@ def render_setting(results: Mapping[Setting, Any], setting: Setting, truth_hu: A
     """The image of a setting beside its error (grey at 0 HU, same width): uint8 (H, 2W). Raises ParameterError."""
     if setting not in results:
         raise ParameterError(f"noise factor, steps, η = {setting} was not computed")
-    error = plane(results[setting]) - plane(truth_hu)
-    return np.concatenate([grey(results[setting], window), grey(error, Window(0, window.width))], axis=1)
+    return beside_error(results[setting], truth_hu, window)
 
 
 def describe_setting(results: Mapping[Setting, Any], setting: Setting, truth_hu: Any, window: Window) -> str:
