@@ -26,6 +26,10 @@ PAPER_UNET = Network(
 PAPER = "plug-and-play DDNM, section 3.1; Ho et al. 2020"
 
 
+LARGE_BANKS: dict[str, Any] = dict(n_slices=512, n_photographs=256, refresh=256_000)
+"""Of a training on a GPU."""
+
+
 def prior_recipe(
     network: Network,
     data: tuple[TrainingData, TrainingData],
@@ -77,11 +81,11 @@ PRIOR_CT = {
     ),
     "train": prior_recipe(
         PRIOR_UNET,
-        ct_patches(),
-        (2_000, 900),
-        (12, 2),
-        warmup=200,
-        train=CT_RATE | dict(log_every=50, checkpoint_every=250),
+        ct_patches(**LARGE_BANKS),
+        (6_000, 2_400),
+        (128, 16),
+        warmup=500,
+        train=CT_RATE | dict(log_every=100, checkpoint_every=2_000),
         **CT,
     ),
     "paper": paper_prior(
@@ -120,11 +124,11 @@ PRIOR_MR = {
     ),
     "train": prior_recipe(
         PRIOR_MR_UNET,
-        mr_patches(),
-        (1_800, 900),
-        (12, 3),
-        warmup=150,
-        train=MR_RATE | dict(log_every=50, checkpoint_every=250),
+        mr_patches(n_slices=720, n_photographs=96, refresh=256_000),
+        (5_000, 2_000),
+        (64, 16),
+        warmup=500,
+        train=MR_RATE | dict(log_every=100, checkpoint_every=2_000),
         **MR,
     ),
     "paper": paper_prior(MRPatchConfig(seed=208, patch=256, size=256, photograph_share=0.0), 8, **MR_RANGE),
