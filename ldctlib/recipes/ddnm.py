@@ -124,7 +124,7 @@ PRIOR_MR = {
     ),
     "train": prior_recipe(
         PRIOR_MR_UNET,
-        mr_patches(n_slices=720, n_photographs=96, refresh=256_000),
+        mr_patches(n_slices=480, n_photographs=96, refresh=256_000),
         (5_000, 2_000),
         (64, 16),
         warmup=500,

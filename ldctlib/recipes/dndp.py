@@ -17,7 +17,6 @@ from ldctlib.data.patches import PatchConfig
 from ldctlib.pipelines import PipelineSpec
 from ldctlib.pipelines.conditioning import LOW_RESOLUTION
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes.ddnm import LARGE_BANKS
 from ldctlib.recipes.diffusion import updates
 from ldctlib.recipes.recipe import PAPER_DATA, SMALL_BANKS, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
@@ -63,7 +62,7 @@ def dndp_recipe(name: str, profile: str) -> Recipe:
         steps, warmup, last, wide = (40, 40), 10, 1, 64
     else:
         train |= dict(batch_size=64, log_every=100, checkpoint_every=2_000)
-        data |= LARGE_BANKS
+        data |= dict(refresh=256_000)
         steps = {"low": (3_000, 1_200), "high": (3_000, 1_200)}[name]
         warmup, last, wide = 500, 16, 120  # whole slices of 512, less the border of the edge blur, at low resolution
     stable = TrainConfig(steps=steps[0], warmup_steps=warmup, schedule="constant", **train)
