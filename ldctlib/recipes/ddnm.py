@@ -27,7 +27,7 @@ PAPER = "plug-and-play DDNM, section 3.1; Ho et al. 2020"
 
 
 LARGE_BANKS: dict[str, Any] = dict(n_slices=512, n_photographs=256, refresh=256_000)
-"""Of a training on a GPU."""
+"""Of a training on a GPU, which sees five times the samples of the small one in the same time."""
 
 
 def prior_recipe(
@@ -82,7 +82,7 @@ PRIOR_CT = {
     "train": prior_recipe(
         PRIOR_UNET,
         ct_patches(**LARGE_BANKS),
-        (6_000, 2_400),
+        (2_482, 1_872),
         (128, 16),
         warmup=500,
         train=CT_RATE | dict(log_every=100, checkpoint_every=2_000),
@@ -125,7 +125,7 @@ PRIOR_MR = {
     "train": prior_recipe(
         PRIOR_MR_UNET,
         mr_patches(n_slices=480, n_photographs=96, refresh=256_000),
-        (5_000, 2_000),
+        (2_018, 856),
         (64, 16),
         warmup=500,
         train=MR_RATE | dict(log_every=100, checkpoint_every=2_000),

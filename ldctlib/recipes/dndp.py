@@ -61,10 +61,9 @@ def dndp_recipe(name: str, profile: str) -> Recipe:
         train, data = train | dict(batch_size=4, log_every=10), data | SMALL_BANKS | dict(size=384)
         steps, warmup, last, wide = (40, 40), 10, 1, 64
     else:
-        train |= dict(batch_size=64, log_every=100, checkpoint_every=2_000)
-        data |= dict(refresh=256_000)
-        steps = {"low": (3_000, 1_200), "high": (3_000, 1_200)}[name]
-        warmup, last, wide = 500, 16, 120  # whole slices of 512, less the border of the edge blur, at low resolution
+        train |= dict(batch_size=8, log_every=100, checkpoint_every=250)
+        steps = {"low": (1_700, 700), "high": (2_300, 1_000)}[name]
+        warmup, last, wide = 200, 2, 120  # whole slices of 512, less the border of the edge blur, at low resolution
     stable = TrainConfig(steps=steps[0], warmup_steps=warmup, schedule="constant", **train)
     decay = TrainConfig(steps=steps[1], **train | dict(batch_size=last))
     wider = data | dict(patch=wide, photograph_share=0.1)  # few photographs are as wide
