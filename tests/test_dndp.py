@@ -321,7 +321,7 @@ def test_both_stages_written_by_hand(folder):
     denoised = methods.load("dndp", preserve_mean_px=0, **QUICK)(x, generator=seeded(8))
     low, high = (DiffusionPipeline.from_checkpoint(folder / f"dndp_{s}.safetensors") for s in ("low", "high"))
     generator, times = seeded(8), DNDP_TIMES[-5:]
-    y, options = low.encode(F.avg_pool2d(x, 4)), dict(generator=generator, lambda0=0.002)
+    y, options = low.encode(F.avg_pool2d(x, 4)), dict(generator=generator, lambda0=0.0005)
     eps = low.process.predictor(lambda x_t, t: low.network(x_t, t))
     first = torch.stack([final(map_chain(eps, y, SCHEDULE, times, **options)) for _ in range(2)]).mean(0)
     up = F.interpolate(first, scale_factor=4, mode="bicubic", antialias=True)

@@ -250,6 +250,15 @@ def test_few_views_are_measured_on_a_finer_grid_with_each_ray_s_noise():
     assert angles[-1] == pytest.approx(2 * math.pi / 3 * 29 / 30) and "120°" in arc.group
 
 
+def test_the_shipped_prior_restores_few_views():
+    case = next(restoration.few_view_cases([3], n_views=48, size=96, pixel_mm=3.9))
+    restorers = restoration.restorers(["pseudo_inverse"], "prior_ct")
+    restorers["dds"] = restoration.dds(Prior.from_checkpoint("prior_ct"), prior_error=40.0, start=300, steps=6)
+    result = restoration.restore_all(restorers, [case], window=SOFT_TISSUE, metrics=("psnr",))
+    fbp, dds = result.table.psnr
+    assert dds > fbp + 2.5
+
+
 def test_a_limited_arc_is_a_part_of_the_half_turn():
     """Views of a third of the angles are those of the half turn, and FBP weighs them by their spacing."""
     whole = ParallelGeometry.for_image(32, 3.0, n_views=30)

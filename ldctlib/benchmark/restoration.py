@@ -122,8 +122,8 @@ def few_view_cases(
     n_views: int = 60,
     dose: float = 0.25,
     turn_rad: float = math.pi,
-    size: int = 256,
-    pixel_mm: float = 1.5,
+    size: int = 448,
+    pixel_mm: float = 0.86,
     photons: float = 1e6,
 ) -> Iterator[RestorationCase]:
     """A slice of each patient from few views, or from a limited arc below π: line integrals, each with its own noise.
@@ -154,22 +154,30 @@ def mr_tasks(images: Iterable[tuple[str, str, Tensor]], tasks: Sequence[str]) ->
             yield RestorationCase(task, patient, operator.A(image), operator, image, group="cine MR", slice=name)
 
 
-def mr_images(source: str | Path | None, patients: int, slices: int = 2) -> Iterator[tuple[str, str, Tensor]]:
+def mr_images(
+    source: str | Path | None, patients: int, slices: int = 2, *, crop: int = 192
+) -> Iterator[tuple[str, str, Tensor]]:
     """Slices spread over the heart, in units of the volume's 99.5th percentile: of phantoms (None), or of the patients
-    of a folder of MR scans."""
+    of a folder of MR scans; their central part, ``crop`` pixels a side or as many eights as there are."""
     if source is None:
         for seed in unseen_seeds(patients):
             heart = CardiacPatient.random(seed)
             low, high = heart.z_range_mm
             for k in range(slices):
                 z_mm = low + (k + 1) / (slices + 1) * (high - low)
-                yield f"phantom {seed}", f"{z_mm:.0f} mm", heart.slice(z_mm, size=192).image
+                yield f"phantom {seed}", f"{z_mm:.0f} mm", _central(heart.slice(z_mm, size=192).image, crop)
         return
     for case in open_collection(source).cases[:patients]:
         volume = normalised(case.load_full().values)
         for k in range(slices):
             index = (2 * k + 1) * len(volume) // (2 * slices)
-            yield case.patient, str(index), volume[index][None, None].float()
+            yield case.patient, str(index), _central(volume[index][None, None].float(), crop)
+
+
+def _central(image: Tensor, crop: int) -> Tensor:
+    h, w = (min(n, crop) // 8 * 8 for n in image.shape[-2:])
+    top, left = ((n - side) // 2 for n, side in zip(image.shape[-2:], (h, w), strict=True))
+    return image[..., top : top + h, left : left + w]
 
 
 # ---------------------------------------------------------------- methods
@@ -226,6 +234,21 @@ def with_prior(
     return restore
 
 
+def dds(prior: Prior, *, prior_error: float = 120.0, start: int = 600, steps: int = 20) -> Restorer:
+    """Decomposed diffusion sampling from the total-variation image on.
+
+    prior_error : standard deviation in the image's scale that the prior's estimate is taken to have at every step; with
+        y's noise it says what the data weigh (γ of DDS's Algorithm 1).
+    """
+
+    def restore(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
+        chain = dict(start=start, steps=steps, estimate=tv(y, operator))
+        gamma = (prior_error / operator.noise_sd) ** 2
+        return prior.restore(y, operator, sampler="dds", gamma=gamma, generator=generator, **chain)
+
+    return restore
+
+
 RESTORERS: dict[str, Callable[..., Restorer]] = {
     "pseudo_inverse": lambda prior: pseudo_inverse,
     "bicubic": lambda prior: bicubic,
@@ -236,7 +259,7 @@ RESTORERS: dict[str, Callable[..., Restorer]] = {
     "ddnm_white": lambda prior: with_prior(prior, white=True, steps=20, start_means=100),
     "ddnm_plus": lambda prior: with_prior(prior, steps=20, start_means=100),
     "ddnm_published": lambda prior: with_prior(prior, steps=100),
-    "dds": lambda prior: with_prior(prior, sampler="dds", steps=50),
+    "dds": dds,
     "dip": lambda prior: deep_prior,
     "tv": lambda prior: tv,
 }
@@ -261,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patients", type=int, default=6, help="phantom patients")
     parser.add_argument("--kernels", default="B30f,D45f")
     parser.add_argument("--doses", default="0.25,0.1")
-    parser.add_argument("--crop", type=int, default=192, help="the central square of the body")
+    parser.add_argument("--crop", type=int, default=192, help="pixels a side of the central square")
     parser.add_argument("--mr", nargs="?", const="phantom", help="MR in place of CT: phantoms, or a folder of scans")
     parser.add_argument("--prior", help="a checkpoint's name or file; default: prior_ct, or prior_mr with --mr")
     parser.add_argument("--json", type=Path, help="also write every number here")
@@ -273,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds = unseen_seeds(options.patients)
         cases: Iterator[RestorationCase] = iter(())
         if options.mr:
-            images = mr_images(None if options.mr == "phantom" else options.mr, options.patients)
+            images = mr_images(None if options.mr == "phantom" else options.mr, options.patients, crop=options.crop)
             cases = mr_tasks(images, tasks)
         if not options.mr and "views" in tasks:
             cases = few_view_cases(seeds)

@@ -126,7 +126,7 @@ def strips(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, window: 
             raise ShapeError(f"row '{name}' has {len(images)} images for {len(titles)} titles")
     lines = [[(image, window, "gray") for image in images] for images in rows.values()]
     figure, axes = grid(lines or [[]], titles=titles, labels=rows)
-    _bar(figure, axes, "HU", fraction=0.02)
+    _bar(figure, axes, window.unit, fraction=0.02)
     return figure
 
 

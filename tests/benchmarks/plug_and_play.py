@@ -26,7 +26,7 @@ SAMPLERS = {  # name -> what is measured, sampler, steps of a slice
     "ddnm_plus, means over 4 x 4": ("means", "ddnm_plus", 20),
     "ilvr": ("means", "ilvr", 100),
     "dps": ("image", "dps", 1000),
-    "dds, 60 views": ("views", "dds", 50),
+    "dds, 60 views": ("views", "dds", 20),
 }
 OTHERS = {"dip": 3000, "dndp": 610}
 """Iterations of the fit; evaluations of the second stage (the first works on a sixteenth of the pixels)."""
