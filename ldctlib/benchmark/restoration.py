@@ -234,16 +234,19 @@ def with_prior(
     return restore
 
 
-def dds(prior: Prior, *, prior_error: float = 120.0, start: int = 600, steps: int = 20) -> Restorer:
+def dds(prior: Prior, *, prior_error: float = 80.0, iterations: int = 5, start: int = 600, steps: int = 20) -> Restorer:
     """Decomposed diffusion sampling from the total-variation image on.
 
     prior_error : standard deviation in the image's scale that the prior's estimate is taken to have at every step; with
         y's noise it says what the data weigh (γ of DDS's Algorithm 1).
+    iterations : conjugate gradients of a step, the paper's 5: with many more the noise of the rays is fitted, too.
     """
 
     def restore(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
         chain = dict(start=start, steps=steps, estimate=tv(y, operator))
         gamma = (prior_error / operator.noise_sd) ** 2
+        operator = operator.with_noise(operator.noise)  # a copy
+        operator.iterations = iterations
         return prior.restore(y, operator, sampler="dds", gamma=gamma, generator=generator, **chain)
 
     return restore
@@ -252,7 +255,7 @@ def dds(prior: Prior, *, prior_error: float = 120.0, start: int = 600, steps: in
 RESTORERS: dict[str, Callable[..., Restorer]] = {
     "pseudo_inverse": lambda prior: pseudo_inverse,
     "bicubic": lambda prior: bicubic,
-    "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=100),
+    "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=20, start_means=100),
     "dps": lambda prior: with_prior(prior, sampler="dps", steps=200, start=1000),
     "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=20, start_means=100),
     "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20),
