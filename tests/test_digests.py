@@ -33,6 +33,7 @@ METHODS = {
     "ddpm 6": ("ddpm", dict(residual_noise=0.25, steps=6)),
     "ddpm ancestral": ("ddpm", dict(steps=5, sampler="ddpm", spacing="uniform")),
     "fast_ddpm": ("fast_ddpm", {}),
+    "fast_ddpm_non_uniform": ("fast_ddpm_non_uniform", {}),
     "ddnm, a noise told": ("ddnm", dict(steps=5, fixed_sd_unit=0.1)),
     "dndp": ("dndp", dict(num_samples=1, steps=4, rerun=2)),
     "gaussian": ("gaussian", {}),

@@ -12,6 +12,7 @@ import torch
 from ldctlib import methods
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.image import gaussian_blur
+from ldctlib.methods import registry
 from ldctlib.methods.denoiser import STRENGTHS
 
 SHORT = {
@@ -45,6 +46,18 @@ def available(name: str):
         return methods.load(name, **SHORT.get(name, {}))
     except CheckpointError as error:
         pytest.fail(f"the shipped checkpoint of {name} is missing: {error}")
+
+
+def test_a_command_line_s_options_are_values():
+    given = {}
+
+    def load(name, **options):
+        given.update(options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "load", load)
+        registry.from_spec("man:steps=10;eta=0.5;single_stage=False;batch=None;sampler=ddpm")
+    assert given == dict(device="cpu", steps=10, eta=0.5, single_stage=False, batch=None, sampler="ddpm")
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

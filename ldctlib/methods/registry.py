@@ -72,13 +72,15 @@ def from_spec(spec: str, *, device: str | torch.device = "cpu") -> Denoiser:
 
 
 def _value(text: str):
-    """A number or None where the text is one, else the text."""
+    """A number, True, False or None where the text is one, else the text."""
+    if text in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[text]
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             pass
-    return None if text == "None" else text
+    return text
 
 
 def table():
@@ -132,6 +134,9 @@ METHODS: dict[str, Method] = {
         _trained("man_simple", "MAN, simple AE", "latent diffusion", "MAN, Table 2", 30, diffusion.sample),
         _trained("ddpm", "Pixel DDPM, 30 DDIM steps", "pixel diffusion", "Ho et al. 2020", 30, diffusion.sample),
         _trained("fast_ddpm", "Fast-DDPM, 10 steps", "pixel diffusion", "Jiang et al. 2024", 10, diffusion.sample),
+        _trained(
+            "fast_ddpm_non_uniform", "Fast-DDPM, uneven", "pixel diffusion", "Jiang et al. 2024", 10, diffusion.sample
+        ),
         _plug_and_play("ddnm", "DDNM+ with NPS, 20 steps", "Wang et al. 2023", 20),
         _plug_and_play("ddnm_white", "DDNM+ white, 20 steps", "plug-and-play DDNM", 20, spectrum=False),
         _plug_and_play("dps", "DPS, 1000 steps", "Chung et al. 2023", 1000, sampler="dps", start=1000, steps=1000),
