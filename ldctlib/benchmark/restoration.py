@@ -252,15 +252,20 @@ def dds(prior: Prior, *, prior_error: float = 80.0, iterations: int = 5, start: 
     return restore
 
 
+def means_start(prior: Prior) -> int:
+    """Where a chain for block means starts from bicubic interpolation: what did best, in CT and in MR."""
+    return 100 if prior.pipeline.scale == "HU" else 60
+
+
 RESTORERS: dict[str, Callable[..., Restorer]] = {
     "pseudo_inverse": lambda prior: pseudo_inverse,
     "bicubic": lambda prior: bicubic,
-    "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=20, start_means=100),
+    "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=20, start_means=means_start(prior)),
     "dps": lambda prior: with_prior(prior, sampler="dps", steps=200, start=1000),
-    "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=20, start_means=100),
+    "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=20, start_means=means_start(prior)),
     "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20),
-    "ddnm_white": lambda prior: with_prior(prior, white=True, steps=20, start_means=100),
-    "ddnm_plus": lambda prior: with_prior(prior, steps=20, start_means=100),
+    "ddnm_white": lambda prior: with_prior(prior, white=True, steps=20, start_means=means_start(prior)),
+    "ddnm_plus": lambda prior: with_prior(prior, steps=20, start_means=means_start(prior)),
     "ddnm_published": lambda prior: with_prior(prior, steps=100),
     "dds": dds,
     "dip": lambda prior: deep_prior,
