@@ -261,7 +261,7 @@ RESTORERS: dict[str, Callable[..., Restorer]] = {
     "pseudo_inverse": lambda prior: pseudo_inverse,
     "bicubic": lambda prior: bicubic,
     "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=20, start_means=means_start(prior)),
-    "dps": lambda prior: with_prior(prior, sampler="dps", steps=200, start=1000),
+    "dps": lambda prior: with_prior(prior, sampler="dps", steps=1000),
     "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=20, start_means=means_start(prior)),
     "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20),
     "ddnm_white": lambda prior: with_prior(prior, white=True, steps=20, start_means=means_start(prior)),
