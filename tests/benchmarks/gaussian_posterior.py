@@ -10,7 +10,7 @@ often an interval of 90 % of the sampler's own spread holds the truth. Of the re
 from __future__ import annotations
 
 import argparse
-from math import erf, sqrt
+from math import sqrt
 
 import torch
 
@@ -37,12 +37,12 @@ def gaussian_posterior(name: str, steps: int, operator, *, side: int = 64, image
     walk = samplers.find(name, PLUG_AND_PLAY, **OPTIONS.get(name, {}))
     x_T = torch.randn(x.shape, generator=generator)
     out = samplers.final(walk(eps, x_T, schedule, schedule.times(steps), operator, y, generator=generator))
-    part, given, true = operator.A(out), y, operator.A(x)
-    slope = float((part * given).sum() / given.square().sum())
-    variance = float((part - slope * given).var())
-    bias = true - slope * given  # about the sampler's own mean
+    part = operator.A(out)
+    slope = float((part * y).sum() / y.square().sum())
+    variance = float((part - slope * y).var())
+    bias = operator.A(x) - slope * y  # about the sampler's own mean
     inside = float((bias.abs() < NINETY * sqrt(variance)).float().mean())
-    rest = out - operator.A_dagger(operator.A(out))
+    rest = out - operator.A_dagger(part)
     return dict(slope=slope, variance=variance, coverage=inside, rest=float(rest.square().mean()))
 
 
@@ -62,7 +62,6 @@ def main() -> None:
                 cells = f"{r['slope']:.3f} | {r['variance']:.4f} | {100 * r['coverage']:.0f} % | {r['rest']:.2f}"
                 print(f"| {name} | {steps} | {cells} |", flush=True)
         print()
-    assert abs(erf(NINETY / sqrt(2)) - 0.9) < 1e-4
 
 
 if __name__ == "__main__":
