@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldctlib import methods as registry
-from ldctlib.benchmark.cases import collection_cases, phantom_cases, unseen_seeds
+from ldctlib.benchmark.cases import FIRST_UNSEEN, collection_cases, phantom_cases, unseen_seeds
 from ldctlib.benchmark.measures import DEFAULT_METRICS, METRICS
 from ldctlib.benchmark.record import record
 from ldctlib.benchmark.run import run
@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slices", type=int, help="so many slices of each real scan, spread over it; default: all")
     parser.add_argument("--dose", type=float, help="of the low-dose scans, where the folder does not say it")
     parser.add_argument("--patients", type=int, default=4, help="phantom patients")
+    parser.add_argument("--first-seed", type=int, default=FIRST_UNSEEN, help="of the phantom patients")
     parser.add_argument("--crop", type=int, help="the central square of the phantoms, for slow methods")
     names = "comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0"
     parser.add_argument("--methods", default="ldct,gaussian", help=names)
@@ -41,9 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pairs = open_collection(options.real)
             cases = collection_cases(pairs, slices_per_patient=options.slices, dose=options.dose)
         else:
-            cases = phantom_cases(
-                unseen_seeds(options.patients), (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop
-            )
+            seeds = unseen_seeds(options.patients, options.first_seed)
+            cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop)
         given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
         result = run(loaded, cases, window=SOFT_TISSUE, device=options.device, **given)
         if options.record:

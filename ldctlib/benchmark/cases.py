@@ -62,9 +62,12 @@ class BenchmarkCase:
         return [self, full]
 
 
-def unseen_seeds(count: int) -> range:
+FIRST_UNSEEN = 9_000_001
+
+
+def unseen_seeds(count: int, first: int = FIRST_UNSEEN) -> range:
     """Seeds of phantom patients for a benchmark, far from any that a training draws first."""
-    return range(9_000_001, 9_000_001 + count)
+    return range(first, first + count)
 
 
 def phantom_cases(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldctlib import metrics as M
-from ldctlib.benchmark.cases import BenchmarkCase, phantom_cases, unseen_seeds
+from ldctlib.benchmark.cases import FIRST_UNSEEN, BenchmarkCase, phantom_cases, unseen_seeds
 from ldctlib.benchmark.result import BenchmarkResult
 from ldctlib.ct.dose import acquire, ray_variance
 from ldctlib.ct.geometry import ParallelGeometry
@@ -155,12 +155,12 @@ def mr_tasks(images: Iterable[tuple[str, str, Tensor]], tasks: Sequence[str]) ->
 
 
 def mr_images(
-    source: str | Path | None, patients: int, slices: int = 2, *, crop: int = 192
+    source: str | Path | Sequence[int], patients: int, slices: int = 2, *, crop: int = 192
 ) -> Iterator[tuple[str, str, Tensor]]:
-    """Slices spread over the heart, in units of the volume's 99.5th percentile: of phantoms (None), or of the patients
-    of a folder of MR scans; their central part, ``crop`` pixels a side or as many eights as there are."""
-    if source is None:
-        for seed in unseen_seeds(patients):
+    """Slices spread over the heart, in units of the volume's 99.5th percentile: of phantoms by their seeds, or of
+    the patients of a folder of MR scans; their central part, ``crop`` pixels a side or as many eights as there are."""
+    if not isinstance(source, (str, Path)):
+        for seed in source[:patients]:
             heart = CardiacPatient.random(seed)
             low, high = heart.z_range_mm
             for k in range(slices):
@@ -290,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", default="denoise,sr4,sr8", help="of denoise, srR, views")
     parser.add_argument("--methods", default="pseudo_inverse,ddnm_plus", help=f"of {', '.join(RESTORERS)}")
     parser.add_argument("--patients", type=int, default=6, help="phantom patients")
+    parser.add_argument("--first-seed", type=int, default=FIRST_UNSEEN, help="of the phantom patients")
     parser.add_argument("--kernels", default="B30f,D45f")
     parser.add_argument("--doses", default="0.25,0.1")
     parser.add_argument("--crop", type=int, default=192, help="pixels a side of the central square")
@@ -301,11 +302,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tasks, kernels = options.tasks.split(","), options.kernels.split(",")
         doses = [float(d) for d in options.doses.split(",")]
-        seeds = unseen_seeds(options.patients)
+        seeds = unseen_seeds(options.patients, options.first_seed)
         cases: Iterator[RestorationCase] = iter(())
         if options.mr:
-            images = mr_images(None if options.mr == "phantom" else options.mr, options.patients, crop=options.crop)
-            cases = mr_tasks(images, tasks)
+            source = seeds if options.mr == "phantom" else options.mr
+            cases = mr_tasks(mr_images(source, options.patients, crop=options.crop), tasks)
         if not options.mr and "views" in tasks:
             cases = few_view_cases(seeds)
         if not options.mr and (of_images := [t for t in tasks if t != "views"]):
