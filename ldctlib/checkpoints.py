@@ -34,6 +34,7 @@ MODELS: dict[str, str] = {
     "unet": "ldctlib.models.unet:UNet",
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
+    "clip": "ldctlib.models.clip:Clip",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 

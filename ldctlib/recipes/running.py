@@ -17,7 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import ddnm, diffusion, dndp, man, regression
+from ldctlib.recipes import clip, ddnm, diffusion, dndp, man, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -37,6 +37,7 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "dndp_low": dndp.DNDP_LOW,
     "dndp_high": dndp.DNDP_HIGH,
     "prior_mr": ddnm.PRIOR_MR,
+    "clip": clip.CLIP,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
 
