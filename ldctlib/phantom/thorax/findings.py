@@ -1,0 +1,163 @@
+"""Findings in and around the lungs: nodules, a mass, consolidation, emphysema, effusion, pneumothorax."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldctlib.phantom.canvas import Canvas, ellipsoid
+from ldctlib.phantom.organs import ID
+from ldctlib.phantom.textures import cloud, sheets, swell
+from ldctlib.phantom.thorax.lungs import Lungs
+from ldctlib.phantom.thorax.wall import ThoraxFrame, ThoraxWall
+
+SHARES = {
+    "nodule": 0.5,
+    "lung mass": 0.12,
+    "consolidation": 0.18,
+    "emphysema": 0.22,
+    "pleural effusion": 0.22,
+    "atelectasis": 0.15,
+    "pneumothorax": 0.05,
+}
+"""Share of patients with a finding; a third of the nodules' patients have ground-glass ones among them."""
+
+
+class Findings:
+    """What is wrong with a patient's lungs."""
+
+    def __init__(self, rng: np.random.Generator, wall: ThoraxWall, lungs: Lungs, hu: dict):
+        u = rng.uniform
+        has = {name: bool(rng.random() < share) for name, share in SHARES.items()}
+        self.wall, self.lungs = wall, lungs
+        self.shift = rng.uniform(0, 96, (6, 3))
+        self.nodules, self.mass, self.areas = [], None, []
+        if has["nodule"]:
+            for _ in range(rng.integers(1, 6)):
+                r = float(np.clip(rng.lognormal(1.35, 0.5), 2.0, 12.5))
+                glass = rng.random() < 0.25
+                value = hu["ground glass"] if glass else (u(250, 700) if rng.random() < 0.1 else hu["nodule"])
+                centre = lungs.anywhere(rng, r + 1.5)
+                self.nodules.append((centre, r * u(0.85, 1.15, 3), u(0, 3), value, glass, u(0, 1.4)))
+        if has["lung mass"]:
+            r = u(16, 32)
+            self.mass = lungs.anywhere(rng, 12), r * u(0.85, 1.15, 3), u(0, 3), u(0, 1)
+        if has["consolidation"]:
+            for _ in range(rng.integers(1, 3)):
+                centre = lungs.anywhere(rng, 8, lambda p: p[1] > -10)
+                self.areas.append((centre, u(18, 42, 3), u(0, 3), u(0.1, 0.5)))
+        self.emphysema = (u(-0.3, 0.6), u(0.25, 0.6), u(0, 60)) if has["emphysema"] else None
+        self.bullae = []
+        if self.emphysema and rng.random() < 0.6:
+            for _ in range(rng.integers(1, 6)):
+                self.bullae.append((lungs.anywhere(rng, 4, lambda p: p[2] > 15), u(5, 16, 3), u(0, 3)))
+        sides = {-1: 0.0, 1: 0.0}
+        if has["pleural effusion"]:
+            both = rng.random() < 0.5
+            for side in (-1, 1):
+                if both or side == (-1 if u(0, 1) < 0.5 else 1):
+                    sides[side] = u(0.15, 1.0)
+            if not any(sides.values()):
+                sides[-1] = u(0.15, 1.0)
+        self.effusions = sides
+        self.collapse = u(5, 16) if has["atelectasis"] else 0.0
+        self.free_air = (int(rng.choice([-1, 1])), u(8, 30), u(-0.6, -0.2)) if has["pneumothorax"] else None
+        self.names = [name for name in SHARES if has[name]]
+
+    def fluid(self, x, y, z: float, cavity) -> np.ndarray | None:
+        """Signed distance inside the pleural fluid: dependent, highest low down, climbing along the wall."""
+        out = None
+        for side, much in self.effusions.items():
+            if not much:
+                continue
+            level = self.wall.deep * (0.95 - 0.75 * much) + (z + 110) * (0.9 - 0.55 * much) * 0.45
+            d = y - np.float32(level) + 26 * np.exp(-np.maximum(cavity, 0) / 9)
+            d = np.minimum(d * 0.8, np.float32(side) * x)
+            out = d if out is None else np.maximum(out, d)
+        return out
+
+    def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict, lung: np.ndarray) -> None:
+        """``lung`` : coverage of the lungs on the frame's box, which clips everything."""
+        z, box = canvas.z_mm, frame.box
+        x, y = canvas.grid(box)
+        if self.emphysema is not None:
+            severity, size, low = self.emphysema
+            holes = canvas.sample(swell(2), box, size, self.shift[0]) + canvas.sample(swell(3), box, 2.4, self.shift[1])
+            holes = (holes - 1.6 + severity + float(np.clip((z - low) / 90, -0.8, 0.6))) * np.float32(4 * size)
+            holes = np.minimum(holes, frame.cavity - 2)
+            canvas.blend(box, canvas.coverage(holes) * lung * 0.92, hu["emphysema"], ID["emphysema"])
+            for bulla in self.bullae:
+                shape = ellipsoid(canvas, *bulla, 3)
+                if shape is not None:
+                    d = np.minimum(shape[1], frame.on(shape[0], frame.cavity) - 1.5)
+                    c = frame.on(shape[0], lung)
+                    canvas.blend(shape[0], canvas.coverage(d + 0.9) * c, hu["lung"] + 150)
+                    canvas.blend(shape[0], canvas.coverage(d) * c, hu["emphysema"], ID["emphysema"])
+        mask = np.zeros_like(canvas.values)
+        dense = None
+        for centre, axes, angle, grade in self.areas:
+            shape = ellipsoid(canvas, centre, axes, angle, 24)
+            if shape is None:
+                continue
+            part, d = shape
+            uneven = canvas.sample(cloud(2.5), part, 1.6, self.shift[2])
+            d = d + 7 * canvas.sample(swell(1), part, 2.2, self.shift[2]) + 2.5 * uneven
+            c = frame.on(part, lung)
+            canvas.blend(part, np.clip(0.55 + d * 0.05, 0, 0.8) * c * grade, hu["muscle"])  # ground glass around
+            solid = canvas.coverage(d * 0.35 - 1) * c
+            canvas.blend(part, solid, hu["consolidation"] - 25 * np.clip(uneven, 0, 2), ID["consolidation"])
+            mask[part] = np.maximum(mask[part], solid)
+            dense = True
+        if self.collapse and z < 20:
+            sag = frame.cavity - self.collapse * np.float32(np.clip((20 - z) / 100, 0, 1))
+            back = np.minimum(y - np.float32(0.45 * self.wall.deep), -sag)
+            uneven = canvas.sample(swell(2), box, 1.8, self.shift[4])
+            solid = canvas.coverage((back + 2.5 * uneven - 2) * 0.5) * lung
+            canvas.blend(box, solid * 0.85, hu["atelectasis"], ID["atelectasis"])
+        if dense:  # air remains in the bronchi
+            self.lungs.bronchi.draw(canvas, hu["air"], ID["airway"], mask=mask)
+        self._draw_nodules(canvas, frame, hu, lung)
+        if any(self.effusions.values()):
+            d = self.fluid(x, y, z, frame.cavity)
+            rim = np.minimum(
+                d + 9 + 4 * canvas.sample(swell(2), box, 2.0, self.shift[4]),
+                np.float32(0.55 * self.wall.cage) - np.abs(x),
+            )
+            canvas.blend(box, canvas.coverage(rim * 0.5) * lung * 0.9, hu["atelectasis"], ID["atelectasis"])
+            canvas.blend(box, canvas.coverage(d) * lung, hu["effusion"], ID["pleural effusion"])
+        if self.free_air is not None:
+            side, deep, level = self.free_air
+            d = np.minimum(
+                deep * np.clip((z + 90) / 120, 0, 1.2) * np.clip(0.4 + (level * self.wall.deep - y) / 40, 0, 1)
+                - frame.cavity,
+                side * x - 8,
+            )
+            canvas.blend(box, canvas.line_coverage(d, 0.4) * lung, hu["muscle"] - 40)
+            canvas.blend(box, canvas.coverage(d - 0.6) * lung, hu["pneumothorax"], ID["pneumothorax"])
+
+    def _draw_nodules(self, canvas, frame, hu, lung):
+        for centre, axes, angle, value, glass, spikes in self.nodules:
+            shape = ellipsoid(canvas, centre, axes, angle, 5)
+            if shape is None:
+                continue
+            box, d = shape
+            d = d + 0.12 * float(axes.mean()) * canvas.sample(swell(3), box, 0.5, self.shift[3])
+            c = canvas.coverage(d * (0.4 if glass else 1.0)) * frame.on(box, lung)
+            canvas.blend(box, c, value, ID["ground-glass nodule" if glass else "nodule"])
+            if not glass and axes.mean() > 4:
+                self._spikes(canvas, box, d, spikes, frame.on(box, lung), hu)
+        if self.mass is not None:
+            centre, axes, angle, necrosis = self.mass
+            shape = ellipsoid(canvas, centre, axes, angle, 10)
+            if shape is not None:
+                box, d = shape
+                d = d + 4 * canvas.sample(swell(3), box, 1.3, self.shift[3])
+                core = np.clip((d - 6) / 10, 0, 1) * necrosis
+                c = canvas.coverage(d) * frame.on(box, lung)
+                canvas.blend(box, c, hu["mass"] - (hu["mass"] - 15) * core, ID["lung mass"])
+                self._spikes(canvas, box, d, 1.0, frame.on(box, lung), hu)
+
+    def _spikes(self, canvas, box, d, much, lung, hu):
+        lines = canvas.line_coverage(canvas.sample(sheets(4), box, 0.6, self.shift[5]) * np.float32(0.6), 0.35)
+        canvas.blend(
+            box, lines * np.clip(1 + d / 6, 0, 1) * (d < 0.5) * lung * 0.7 * np.clip(much, 0, 1), hu["muscle"] - 60
+        )

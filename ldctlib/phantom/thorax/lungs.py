@@ -1,0 +1,166 @@
+"""Lungs: parenchyma, fissures, arteries beside bronchi, veins; the diaphragm's domes bound them below."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldctlib.phantom.canvas import Canvas, VesselTree, ellipsoid_distance
+from ldctlib.phantom.organs import ID
+from ldctlib.phantom.textures import cloud, sheets, swell
+from ldctlib.phantom.thorax.wall import ThoraxFrame, ThoraxWall, smooth_max
+
+
+class Diaphragm:
+    """Two domes, half ellipsoids, which unite beneath the heart."""
+
+    def __init__(self, rng: np.random.Generator, wall: ThoraxWall):
+        u, s, d = rng.uniform, wall.scale, wall.deep
+        top = u(-108, -88)
+        self.tops = {-1: top, 1: top - u(4, 16)}
+        self.height = u(62, 80)
+        self.domes = [
+            ((side * 60 * s, u(-0.22, -0.1) * d, self.tops[side] - self.height), (74 * s, 1.06 * d, self.height))
+            for side in (-1, 1)
+        ]
+
+    def inside(self, x, y, z: float) -> np.ndarray | None:
+        """Signed distance (mm) below the diaphragm; None where it is far above."""
+        if z > max(self.tops.values()) + 2:
+            return None
+        d = None
+        for centre, axes in self.domes:
+            part = ellipsoid_distance(x, y, max(z, centre[2]), centre, axes)
+            d = part if d is None else smooth_max(d, part, 8)
+        return d
+
+
+class Lungs:
+    """Both lungs of a patient, with their trees."""
+
+    def __init__(self, rng: np.random.Generator, wall: ThoraxWall, diaphragm: Diaphragm, place):
+        u, s = rng.uniform, wall.scale
+        self.wall, self.diaphragm, self.scale = wall, diaphragm, s
+        self.gradient, self.haze, self.twig_mm = u(25, 70), u(8, 16), u(0.15, 0.55)
+        self.oblique = {side: (u(-52, -38), u(0.75, 1.0), u(-0.002, 0.002), side * 70 * s) for side in (-1, 1)}
+        self.horizontal = u(-42, -28), u(0.001, 0.003)
+        self.shift = rng.uniform(0, 96, (6, 3))
+        self.arteries, self.bronchi, self.veins = (VesselTree.join(t) for t in self._trees(rng, place))
+
+    def room(self, point) -> float:
+        """How far (mm) a point lies inside a lung, roughly: from the wall, the mediastinum and the diaphragm."""
+        x, y, z = point
+        middle = 24 + 16 * np.clip((-z - 20) / 40, 0, 1) + (26 * np.clip((-z - 40) / 30, 0, 1) if x > 0 else 0)
+        away = [self.wall.cavity_at(point), abs(x) - middle * self.scale]
+        below = self.diaphragm.inside(*np.float32([[x], [y]]), z)
+        return float(min(away + ([] if below is None else [-float(below[0])])))
+
+    def anywhere(self, rng: np.random.Generator, margin: float, accept=lambda point: True) -> np.ndarray:
+        """A random point at least ``margin`` mm inside a lung."""
+        w, d = self.wall.cage, self.wall.deep
+        for _ in range(3000):
+            point = np.array([rng.uniform(-w, w), rng.uniform(-d, d), rng.uniform(-140, 80)])
+            if self.room(point) > margin and accept(point):
+                return point
+        return np.array([-75.0 * self.scale, 10.0, -30.0])
+
+    def _trees(self, rng, place):
+        """Arteries beside bronchi from the hila, veins from the left atrium's four corners."""
+        arteries, bronchi, veins = [], [], []
+        for side in (-1, 1):
+
+            def spread(count, side=side):
+                return np.array([self.anywhere(rng, 5, lambda p: p[0] * side > 0) for _ in range(count)])
+
+            tree, thick = self._grow(rng, place(side * 48, 0.8, -26), spread(130))
+            arteries.append(tree)
+            aside = np.array([side * 0.6, 1.3, 0.7])
+            a, b = (p + aside * (r[:, None] + 1.0) for p, r in ((tree.a, tree.ra), (tree.b, tree.rb)))
+            ra, rb = 0.95 * tree.ra - 0.15, 0.95 * tree.rb - 0.15
+            bronchi.append(VesselTree(*(v[thick] for v in (a, b, ra, rb))))  # seen down to 1 mm
+            ends = spread(110)
+            upper, lower = place(side * 48, 0.63, -32), place(side * 44, 0.93, -65)
+            near = np.linalg.norm(ends - upper, axis=1) < np.linalg.norm(ends - lower, axis=1)
+            veins += [self._grow(rng, start, ends[part])[0] for start, part in ((upper, near), (lower, ~near))]
+        return arteries, bronchi, veins
+
+    @staticmethod
+    def _grow(rng, start, ends):
+        """A tree to all ends (n, 3), each joined to the nearest part so far; and which branches are thick.
+
+        Radii add up from the tips, r^2.7 = Σ r^2.7, as in the lung (Murray's law has 3).
+        """
+        nodes, parent = [start], [-1]
+        ends = ends[np.argsort(np.linalg.norm(ends - start, axis=1))]
+        for end in ends:
+            known = np.array(nodes)
+            gap = np.linalg.norm(known - end, axis=1)
+            ahead = np.einsum("ij,ij->i", end - known, known - start)  # branches fork forwards
+            at = int(np.argmin(gap - 0.25 * ahead / np.maximum(np.linalg.norm(known - start, axis=1), 8)))
+            n = max(1, int(np.ceil(gap[at] / 9)))
+            p, q = nodes[at], end
+            for i in range(1, n + 1):
+                bend = rng.normal(0, 1.3, 3) if i < n else 0
+                nodes.append(p + (q - p) * i / n + bend)
+                parent.append(at if i == 1 else len(nodes) - 2)
+        nodes, parent = np.array(nodes), np.array(parent)
+        cube = np.zeros(len(nodes))
+        leaf = np.ones(len(nodes), bool)
+        leaf[parent[1:]] = False
+        cube[leaf] = rng.uniform(0.55, 0.85, leaf.sum()) ** 2.7
+        for i in range(len(nodes) - 1, 0, -1):
+            cube[parent[i]] += cube[i]
+        r = np.minimum(cube ** (1 / 2.7), 5.5)
+        i = np.arange(1, len(nodes))
+        tree = VesselTree(nodes[parent[i]], nodes[i], 0.7 * r[i] + 0.3 * np.minimum(r[parent[i]], 1.4 * r[i]), r[i])
+        return tree, r[i] > 1.15
+
+    def fissures(self, x, y, z: float, bend) -> np.ndarray:
+        """Distance (mm) to the nearest fissure: the oblique ones, and the right lung's horizontal one."""
+        out = None
+        for side, (z0, slope, curve, cx) in self.oblique.items():
+            d = (z - z0 - slope * y - curve * ((x - cx) ** 2 - 900) + 4 * bend) / np.sqrt(1 + slope**2)
+            d = np.where(x * side > 0, d, 99)
+            if side < 0:
+                level, dome = self.horizontal
+                flat = z - level + dome * ((x - cx) ** 2 + (y + 30) ** 2) + 3 * bend
+                flat = flat / np.sqrt(1 + (2 * dome) ** 2 * ((x - cx) ** 2 + (y + 30) ** 2))
+                d = np.where((np.abs(flat) < np.abs(d)) & (d > 0), flat, d)
+            out = d if out is None else np.where(np.abs(d) < np.abs(out), d, out)
+        return out
+
+    def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict) -> np.ndarray:
+        """Paint parenchyma, fissures and trees into the whole cavity; returns its coverage on the frame's box."""
+        z, box = canvas.z_mm, frame.box
+        x, y = canvas.grid(box)
+        bend = canvas.sample(swell(1), box, 4.0, self.shift[0])
+        lung = frame.cavity - 0.7 - 0.8 * np.maximum(bend, 0)
+        haze = canvas.sample(cloud(3.0), box, 1.6, self.shift[1])
+        lean = np.clip(y * np.float32(1 / self.wall.deep), -1, 1)
+        value = hu["lung"] + self.haze * haze + self.gradient * 0.5 * lean + np.float32(20) * np.maximum(lean, 0) ** 3
+        inside = canvas.paint(box, lung, value, ID["lung"])
+        strands = self._twigs(canvas, box, haze)
+        near = self.fissures(x, y, z, bend)
+        strands *= np.clip(np.abs(near) * np.float32(0.12), 0.15, 1)
+        canvas.blend(box, 0.55 * strands * inside, -100.0)
+        canvas.blend(box, 0.5 * canvas.line_coverage(near, 0.35) * inside, -250.0)
+        mask = np.zeros_like(canvas.values)
+        mask[box] = inside
+        self.veins.draw(canvas, hu["pulmonary vein"], ID["pulmonary vein"], mask=mask)
+        self.arteries.draw(canvas, hu["pulmonary artery"], ID["pulmonary artery"], mask=mask)
+        self.draw_bronchi(canvas, hu, mask)
+        return inside
+
+    def draw_bronchi(self, canvas: Canvas, hu: dict, mask: np.ndarray) -> None:
+        """Walls, then air, within a mask."""
+        t = self.bronchi
+        wall = 0.35 + 0.18 * t.ra
+        VesselTree(t.a, t.b, t.ra + wall, t.rb + wall).draw(
+            canvas, hu["bronchial wall"], ID["bronchial wall"], mask=mask
+        )
+        t.draw(canvas, hu["air"], ID["airway"], mask=mask)
+
+    def _twigs(self, canvas, box, haze):
+        s1 = canvas.sample(sheets(1), box, 1.0, self.shift[2])
+        s2 = canvas.sample(sheets(3), box, 1.0, self.shift[3])
+        size = np.clip(self.twig_mm + 0.25 * haze, 0, 0.8)
+        return canvas.line_coverage(np.sqrt(s1 * s1 + s2 * s2), size)

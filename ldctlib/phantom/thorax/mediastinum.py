@@ -1,0 +1,274 @@
+"""The mediastinum: fat around great vessels, trachea with main bronchi, oesophagus, thyroid and lymph nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldctlib.phantom.canvas import Canvas, Tube, VesselTree, ellipsoid, smooth_path
+from ldctlib.phantom.organs import ID
+from ldctlib.phantom.textures import sheets, swell
+from ldctlib.phantom.thorax.heart import Heart
+from ldctlib.phantom.thorax.wall import ThoracicSpine, ThoraxFrame, ThoraxWall, smooth_max
+
+STATIONS = (
+    (-20, 0.66, 18),
+    (2, 0.88, -20),
+    (26, 0.66, 6),
+    (-14, 0.4, 26),
+    (-44, 0.72, -34),
+    (46, 0.7, -32),
+    (10, 0.2, 10),
+)
+"""Where lymph nodes lie (x, share of the way from sternum to spine, z): paratracheal, subcarinal, hilar, …"""
+
+
+class Mediastinum:
+    """Everything between the lungs. ``place`` turns (x, share of the way from sternum to spine, z) into mm."""
+
+    def __init__(self, rng: np.random.Generator, wall: ThoraxWall, spine: ThoracicSpine):
+        u = rng.uniform
+        self.wall, self.spine = wall, spine
+        self.heart = Heart(rng, self.place, wall.scale)
+        self.width = u(0.8, 1.25)
+        self.shift = rng.uniform(0, 96, (4, 3))
+        self.tubes = self._tubes(rng)
+        self.strand = u(0.3, 0.7)
+        self.thyroid = [(self.place(side * 19, 0.38, 94), (u(8, 12), u(9, 12), u(14, 20))) for side in (-1, 1)]
+        count = 0 if rng.random() < 0.4 else rng.integers(1, 10)
+        aorta = self.tubes["aorta"][0]
+        self.plaques = [
+            (aorta.points[rng.integers(14, len(aorta.points))], rng.normal(size=3), u(0.25, 0.8)) for _ in range(count)
+        ]
+        self.nodes = []
+        if rng.random() < 0.2:
+            for i in rng.permutation(len(STATIONS))[: rng.integers(1, 5)]:
+                size = float(np.clip(rng.lognormal(2.1, 0.25), 6, 15))
+                for _ in range(rng.integers(1, 3)):
+                    at = self.place(*STATIONS[i]) + rng.normal(0, 4, 3)
+                    self.nodes.append((at, size * u(0.8, 1.25, 3), u(0, 3)))
+
+    def edges(self, z: float) -> tuple[float, float]:
+        """y of the sternum's back and of the vertebral bodies' front."""
+        return self.wall.front_at(z), self.spine.at(z)[1] - self.spine.half[1]
+
+    def place(self, x: float, share: float, z: float) -> np.ndarray:
+        """A point at x mm (of a middling chest), at a share of the way from sternum (0) to spine (1), at z mm."""
+        front, back = self.edges(z)
+        return np.array([x * self.wall.scale, front + share * (back - front), z])
+
+    def _tubes(self, rng) -> dict:
+        """Name -> (tube, tissue, label, thickness of its wall)."""
+        u, s = rng.uniform, self.wall.scale
+        wide = u(1.15, 1.4) if rng.random() < 0.12 else u(0.88, 1.12)  # the aorta, sometimes dilated
+        tubes = {}
+
+        def tube(name, tissue, label, radii, *knots, rim=0.0):
+            points = smooth_path([self.place(*k) if len(k) == 3 else k[:3] for k in knots], 2.0, rng, 0.8)
+            r = np.interp(np.linspace(0, 1, len(points)), np.linspace(0, 1, len(radii)), radii)
+            keep = [0]
+            for i in range(1, len(points)):  # balls at most half a radius apart
+                if np.linalg.norm(points[i] - points[keep[-1]]) >= 0.4 * r[i]:
+                    keep.append(i)
+            tubes[name] = Tube(points[keep], r[keep] * np.sqrt(s)), tissue, label, rim
+
+        def vein(name, radii, *knots, tissue="superior cava", label="superior vena cava"):
+            tube(name, tissue, label, radii, *knots)
+
+        outward = {side: (side * 1.0, self.wall) for side in (-1, 1)}
+        del outward
+        vein(
+            "azygos",
+            (3.0, 3.6),
+            (-9, 1.02, -150),
+            (-8, 1.02, -20),
+            (-13, 0.97, 8),
+            (-26, 0.82, 13),
+            (-32, 0.62, 9),
+            tissue="cava",
+            label="vessel",
+        )
+        vein(
+            "inferior",
+            (12, 11),
+            (-22, 0.8, -175),
+            (-24, 0.78, -115),
+            (-30, 0.68, -90),
+            tissue="cava",
+            label="vena cava",
+        )
+        vein(
+            "left innominate", (6.5, 7.5), (46, 0.34, 68), (30, 0.18, 56), (4, 0.2, 46), (-24, 0.42, 36), label="vessel"
+        )
+        vein("right innominate", (6.5, 7.5), (-46, 0.36, 68), (-37, 0.36, 55), (-31, 0.48, 38), label="vessel")
+        for side in (-1, 1):
+            vein(f"jugular {side}", (6, 6.5), (side * 36, 0.36, 112), (side * 42, 0.36, 66), label="vessel")
+            vein(
+                f"subclavian vein {side}",
+                (6, 5.5),
+                (side * 46, 0.36, 68),
+                (side * 74, -0.05, 76),
+                (side * 118, 0.2, 62),
+                label="vessel",
+            )
+        vein("superior cava", (8, 9.5, 10), (-31, 0.5, 42), (-33, 0.57, 20), (-33, 0.6, -20), (-33, 0.56, -62))
+        artery = dict(tissue="aorta", label="vessel")
+        for name, radii, *knots in (
+            ("brachiocephalic", (6.5, 6), (-5, 0.58, 26), (-12, 0.54, 45), (-21, 0.48, 64)),
+            ("right carotid", (4, 3.6), (-20, 0.48, 62), (-26, 0.44, 112)),
+            ("right subclavian", (5, 4), (-20, 0.48, 62), (-40, 0.6, 80), (-68, 0.3, 86), (-112, 0.25, 72)),
+            ("left carotid", (4, 3.6), (6, 0.64, 28), (13, 0.58, 56), (26, 0.46, 112)),
+            (
+                "left subclavian",
+                (5.5, 5, 4),
+                (17, 0.76, 26),
+                (26, 0.82, 56),
+                (40, 0.72, 78),
+                (68, 0.3, 86),
+                (112, 0.25, 72),
+            ),
+        ):
+            tube(name, artery["tissue"], artery["label"], radii, *knots)
+        for name, radii, *knots in (
+            ("right upper", (6, 5), (-14, 0.76, -50), (-32, 0.68, -42), (-48, 0.63, -32)),
+            ("right lower", (6, 5), (-18, 0.84, -60), (-44, 0.93, -65)),
+            ("left upper", (6, 5), (18, 0.74, -48), (36, 0.66, -40), (48, 0.63, -32)),
+            ("left lower", (6, 5), (20, 0.86, -58), (44, 0.93, -65)),
+        ):
+            tube(name, "pulmonary vein", "pulmonary vein", radii, *knots)
+        trunk = u(0.9, 1.12)
+        right = (16, 0.56, -16), (0, 0.69, -19), (-20, 0.71, -21), (-38, 0.73, -25), (-50, 0.8, -36), (-53, 0.86, -58)
+        left = (18, 0.5, -17), (32, 0.68, -9), (45, 0.8, -13), (51, 0.88, -28), (53, 0.92, -48)
+        stem = (8, 0.28, -64), (18, 0.32, -44), (21, 0.44, -26), (17, 0.56, -15)
+        for name, radii, knots in (
+            ("right pulmonary", (11, 10, 10, 8, 6, 4.5), right),
+            ("left pulmonary", (11, 11, 9, 7, 4.5), left),
+            ("trunk", (13, 13.5, 13), stem),
+        ):
+            tube(name, "pulmonary artery", "pulmonary artery", np.array(radii) * trunk, *knots)
+        knots = [(4, 0.46, -64), (-9, 0.43, -48), (-17, 0.44, -28), (-19, 0.47, -6), (-14, 0.52, 13), (-3, 0.6, 25)]
+        knots += [(9, 0.72, 29), (19, 0.85, 23), (25, 0.95, 8), (27, 1.0, -20), (25, 1.02, -70), (18, 1.0, -110)]
+        radii = np.array([14, 15, 16, 15.5, 15, 14.5, 13.5, 13, 12.5, 12, 12, 11.5, 11, 11]) * wide
+        tube("aorta", "aorta", "aorta", radii, *knots, (11, 0.95, -150), (8, 0.9, -185), rim=1.2)
+        knots = (3, 0.84, 112), (4, 0.84, 80), (5, 0.86, 50), (7, 0.91, 20), (5, 0.93, -10), (5, 0.95, -50)
+        tube(
+            "oesophagus",
+            "wall",
+            "oesophagus",
+            (6, 7, 7, 7, 6.5, 7, 8),
+            *knots,
+            (9, 0.93, -80),
+            (20, 0.82, -118),
+            (32, 0.62, -145),
+        )
+        bore = u(0.85, 1.1)
+        for name, radii, *knots in (
+            ("left main", (7, 6, 5.5), (3, 0.79, 2), (18, 0.83, -17), (38, 0.86, -31)),
+            ("left lower bronchus", (5, 4), (36, 0.86, -30), (49, 0.95, -60)),
+            ("left upper bronchus", (5, 4), (35, 0.85, -29), (52, 0.7, -24)),
+            ("right main", (7.5, 7), (3, 0.79, 2), (-13, 0.81, -13), (-29, 0.83, -24)),
+            ("intermediate", (6, 5, 4), (-28, 0.83, -23), (-39, 0.86, -46), (-47, 0.93, -66)),
+            ("right upper bronchus", (5, 4), (-18, 0.82, -16), (-46, 0.78, -8)),
+            ("trachea", (8.5, 8.5, 9), (0, 0.42, 112), (0, 0.48, 80), (1, 0.59, 50), (3, 0.7, 25), (3, 0.79, 0)),
+        ):
+            tube(name, "air", "airway", np.array(radii) * bore, *knots, rim=1.3)
+        return tubes
+
+    def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict) -> None:
+        """Fat over the lungs, then what lies in it."""
+        z, s = canvas.z_mm, self.wall.scale
+        box = canvas.box(-125 * s, 125 * s, self.wall.front_at(z) - 2, self.spine.at(z)[1] + 40)
+        x, y = canvas.grid(box)
+        front, back = self.edges(z)
+        cavity = frame.on(box, frame.cavity)
+        # the column between sternum and spine is narrow where the lungs nearly meet in front
+        share = (y - np.float32(front)) / np.float32(back - front)
+        across = [
+            float(np.interp(z, [-120, -40, 0, 30, 60, 90], v))
+            for v in ((26, 8, 6, 16, 34, 40), (24, 10, 10, 20, 30, 32))
+        ]
+        wide = np.interp(share, [0, 0.25, 0.6, 1.0, 1.3, 1.8], [*across, 22, 19, 20, 17]) * s * self.width
+        bend = canvas.sample(swell(1), box, 3.0, self.shift[0])
+        middle = (4 * s * np.clip(1 - share, 0, 1)).astype(np.float32)
+        fat = wide.astype(np.float32) - np.abs(x - middle) + 2 * bend
+        cut = {}
+        for name, (tube, *_) in self.tubes.items():
+            shape = tube.cut(canvas, 7.0)
+            if shape is None:
+                continue
+            cut[name] = shape
+            part, d, _ = shape
+            self._union(box, fat, part, d + 3.5, 4)
+        heart = self.heart.distance(canvas)
+        if heart is not None:
+            self._union(box, fat, heart[0], heart[1] + 1.2 + np.maximum(2.5 * heart[3], 0), 6)
+        fat = np.minimum(fat, cavity + 1.5)
+        inside = canvas.paint(box, fat, hu["fat"], ID["mediastinal fat"])
+        strands = canvas.line_coverage(canvas.sample(sheets(2), box, 0.9, self.shift[1]) * np.float32(0.9), 0.2)
+        canvas.blend(box, strands * self.strand * canvas.coverage(fat - 2), hu["fat"] + 90)
+        for part, d in (shape[:2] for shape in [heart] if shape is not None):
+            limit = np.minimum(frame.on(part, frame.cavity) - 1, np.float32(back - 8) - canvas.grid(part)[1])
+            self.heart.draw(canvas, heart, limit, hu)
+        self._draw_nodes(canvas, hu)
+        for name, (box, d, _) in cut.items():
+            self._draw_tube(canvas, frame, hu, name, box, d)
+        for name, (box, d, _) in cut.items():  # lumens join where airways branch
+            if self.tubes[name][2] == "airway":
+                canvas.paint(box, d, hu["air"], ID["airway"])
+        for centre, axes in self.thyroid:
+            shape = ellipsoid(canvas, centre, axes, 0, 3)
+            if shape is not None:
+                canvas.paint(
+                    shape[0],
+                    shape[1] + canvas.sample(swell(3), shape[0], 0.9, self.shift[2]),
+                    hu["thyroid"],
+                    ID["thyroid"],
+                )
+
+    @staticmethod
+    def _union(box, whole, part, d, over):
+        """Unite a part's distance with the whole's, in place, where their boxes meet."""
+        j = slice(max(part[0].start, box[0].start), min(part[0].stop, box[0].stop))
+        i = slice(max(part[1].start, box[1].start), min(part[1].stop, box[1].stop))
+        if j.start >= j.stop or i.start >= i.stop:
+            return
+        inner = whole[j.start - box[0].start : j.stop - box[0].start, i.start - box[1].start : i.stop - box[1].start]
+        d = d[j.start - part[0].start : j.stop - part[0].start, i.start - part[1].start : i.stop - part[1].start]
+        inner[...] = smooth_max(inner, d, over)
+
+    def _draw_tube(self, canvas, frame, hu, name, box, d):
+        _, tissue, label, rim = self.tubes[name]
+        d = d + 0.5 * canvas.sample(swell(1), box, 1.2, self.shift[0])
+        if label == "oesophagus":
+            canvas.paint(box, d + 0.8, hu["fat"])
+            canvas.paint(box, d, hu["wall"], ID["oesophagus"])
+            gas = canvas.sample(swell(2), box, 1.0, self.shift[0])
+            canvas.blend(box, canvas.coverage(np.minimum(d - 4.4, 2 * gas - 0.8)), hu["gas"], ID["gas"])
+        elif label == "airway":
+            canvas.paint(box, d + rim, hu["bronchial wall"], ID["bronchial wall"])
+        else:
+            if rim:
+                canvas.paint(box, d + rim, hu["muscle"] - 10, ID[label])
+            canvas.paint(box, d, hu[tissue], ID[label])
+            if name == "aorta":
+                self._draw_plaques(canvas, hu, box, d)
+
+    def _draw_plaques(self, canvas, hu, box, d):
+        x, y = canvas.grid(box)
+        for middle, direction, width in self.plaques:
+            away = abs(canvas.z_mm - middle[2]) / 9
+            if away < 1:
+                r = 13.0
+                reach = np.hypot(x - np.float32(middle[0]), y - np.float32(middle[1]))
+                angle = np.arctan2(direction[1], direction[0])
+                arc = np.abs(np.angle(np.exp(1j * (np.arctan2(y - middle[1], x - middle[0]) - angle)))) * r
+                near = np.minimum(width * r * (1 - away) - arc, 3 * r - reach)
+                canvas.paint(
+                    box, np.minimum(1.2 - np.abs(d + 0.2), near).astype(np.float32), hu["plaque"], ID["plaque"]
+                )
+
+    def _draw_nodes(self, canvas, hu):
+        for centre, axes, angle in self.nodes:
+            shape = ellipsoid(canvas, centre, axes, angle, 3)
+            if shape is not None:
+                d = shape[1] + 0.8 * canvas.sample(swell(2), shape[0], 1.0, self.shift[3])
+                canvas.paint(shape[0], d, hu["node"], ID["lymph node"])
