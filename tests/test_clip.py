@@ -16,7 +16,7 @@ from ldctlib.data.captions import CaptionConfig, CaptionedSlices, Facts, word_tr
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.losses.contrastive import caption_loss, caption_truth, word_loss
 from ldctlib.models.clip import CLIP_MEAN, CLIP_STD, Clip
-from ldctlib.phantom.patient import ORGANS
+from ldctlib.phantom.organs import ORGANS
 from ldctlib.pipelines.published_clip import published_clip
 from ldctlib.recipes.clip import network
 

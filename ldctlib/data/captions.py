@@ -19,7 +19,8 @@ from ldctlib.data.banks import scanner_noise
 from ldctlib.data.collection import Collection
 from ldctlib.data.patches import ENDLESS
 from ldctlib.errors import ParameterError
-from ldctlib.phantom.patient import ORGANS, Patient
+from ldctlib.phantom.organs import ORGANS
+from ldctlib.phantom.patient import Patient
 
 PRESENT_MM2 = {"organ": 60.0, "finding": 20.0}
 """A word is true from this area of its labels on, false where there is none of them, and unknown in between."""
@@ -73,7 +74,8 @@ def word_truth(labels: np.ndarray, pixel_mm: float, facts: Facts) -> np.ndarray:
     enhanced = facts.phase != "non-contrast"
     mark(v.ENHANCED_WORDS, int(enhanced) if seen else -1)
     for phase, words in v.PHASE_WORDS.items():
-        mark(words, int(phase == facts.phase) if seen else -1)
+        told = seen and facts.phase != "pulmonary"  # some call that arterial
+        mark(words, int(phase == facts.phase) if told else -1)
     noisy, clean = facts.noise_sd_hu > 25, facts.noise_sd_hu < 8
     mark(v.NOISY_WORDS, 1 if noisy else 0 if clean else -1)
     mark(v.CLEAN_WORDS, 1 if clean else 0 if noisy else -1)

@@ -19,7 +19,7 @@ ORGAN_WORDS: dict[str, tuple[str, ...]] = {
         ("pancreas pancreatic", "pancreas"),
         ("kidney kidneys renal nephrology", "renal cortex, renal medulla"),
         ("adrenal", "adrenal"),
-        ("aorta aortic", "aorta, ascending aorta, aortic arch, descending aorta"),
+        ("aorta aortic", "aorta"),
         ("cava caval", "vena cava, superior vena cava"),
         ("portal", "portal vein"),
         ("bowel intestine intestinal gut jejunum ileum", "small bowel, bowel content"),
@@ -28,8 +28,7 @@ ORGAN_WORDS: dict[str, tuple[str, ...]] = {
         ("heart cardiac", "heart, myocardium, left ventricle, right ventricle, left atrium, right atrium"),
         ("lung lungs pulmonary", "lung"),
         ("oesophagus oesophageal", "oesophagus"),
-        ("trachea tracheal", "trachea"),
-        ("bronchus bronchi bronchial airway", "bronchus"),
+        ("airway airways bronchus bronchi bronchial", "airway, bronchial wall"),
         ("rib ribs costal", "rib"),
         ("cartilage", "cartilage"),
         ("vertebra vertebral spine", "vertebra"),
@@ -41,6 +40,8 @@ ORGAN_WORDS: dict[str, tuple[str, ...]] = {
         ("scapula shoulder", "scapula"),
         ("clavicle", "clavicle"),
         ("humerus", "humerus"),
+        ("thyroid", "thyroid"),
+        ("coronary", "coronary artery"),
         ("mediastinum mediastinal", "mediastinal fat"),
     )
     for word in words.split()
@@ -53,12 +54,15 @@ FINDING_WORDS: dict[str, tuple[str, ...]] = {
         ("metastasis metastases metastatic", "metastasis"),
         ("cyst cystic", "cyst"),
         ("plaque atherosclerosis", "plaque"),
-        ("calcification calcified", "plaque, coronary calcification"),
+        ("calcification calcified", "plaque"),
         ("nodule nodular", "nodule, ground-glass nodule"),
-        ("mass", "mass"),
-        ("tumour cancer malignant", "metastasis, mass"),
+        ("mass", "lung mass"),
+        ("tumour cancer malignant", "metastasis, lung mass"),
         ("effusion pleural", "pleural effusion"),
-        ("consolidation pneumonia atelectasis", "consolidation"),
+        ("consolidation pneumonia", "consolidation"),
+        ("atelectasis", "atelectasis"),
+        ("pneumothorax", "pneumothorax"),
+        ("pericardial pericardium", "pericardial effusion"),
         ("emphysema emphysematous", "emphysema"),
         ("adenopathy lymph", "lymph node"),
     )
@@ -88,7 +92,7 @@ GENERAL_WORDS = tuple(
 DISTRACTORS = tuple(
     "brain skull cerebral cranial eye eyes retina ear nose tooth teeth dental jaw tongue face hair knee elbow ankle "
     "wrist hand finger foot toe thigh calf shin femur tibia fibula patella radius ulna bladder prostate uterus ovary "
-    "testis thyroid fetus embryo placenta mri ultrasound doppler endoscopy microscopy histology pathology smear "
+    "testis fetus embryo placenta mri ultrasound doppler endoscopy microscopy histology pathology smear "
     "photograph painting drawing video film car truck train bicycle aeroplane ship road bridge house tower window "
     "door table chair lamp kitchen spoon cup bottle bread apple banana cake coffee cheese dog cat horse cow sheep "
     "bird fish snake spider insect bee tree flower leaf grass forest mountain river ocean beach snow rain cloud sun "

@@ -39,7 +39,6 @@ SEGMENTATION_WORDS: dict[str, tuple[int, ...]] = {
     "vertebra": tuple(range(26, 51)),
     "pelvis": (77, 78),
     "sternum": (116,),
-    "trachea": (16,),
     "scapula": (71, 72),
     "clavicle": (73, 74),
     "humerus": (69, 70),
