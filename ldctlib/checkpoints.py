@@ -34,6 +34,8 @@ MODELS: dict[str, str] = {
     "unet": "ldctlib.models.unet:UNet",
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
+    "vqgan": "ldctlib.models.vqgan:VQGAN",
+    "patchgan": "ldctlib.models.patchgan:PatchGAN",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 
