@@ -35,6 +35,8 @@ MODELS: dict[str, str] = {
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
     "clip": "ldctlib.models.clip:Clip",
+    "vqgan": "ldctlib.models.vqgan:VQGAN",
+    "patchgan": "ldctlib.models.patchgan:PatchGAN",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 
