@@ -126,6 +126,15 @@ def test_fsim_is_one_for_equal_images_and_falls_with_noise_and_blur(pair):
         assert 1 > values[0] > values[1] > values[2] > 0.3
 
 
+def test_fsim_is_piq_s_of_luminance_in_the_window(pair):
+    import piq
+
+    x, y = (z[:1, ..., :96, :96] for z in pair)
+    unit = [((z.double() + 160) / 400).clamp(0, 1) for z in (x, y)]
+    expected = piq.fsim(*unit, data_range=1.0, chromatic=False, reduction="none")
+    torch.testing.assert_close(M.fsim(x, y, window=SOFT_TISSUE), expected, rtol=1e-9, atol=0)
+
+
 def test_rmse_and_bias_in_the_body():
     reference = torch.full((1, 1, 64, 64), -1000.0)
     reference[..., 10:50, 10:50] = 40.0
