@@ -21,6 +21,7 @@ from ldctlib.benchmark import (
     run,
 )
 from ldctlib.benchmark.__main__ import main
+from ldctlib.compat import torchvision_shim
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.metrics import psnr, ssim
 from ldctlib.metrics.perceptual import trunk_file
@@ -148,10 +149,12 @@ def test_lpips_without_a_trunk_is_empty_with_the_reason(name, tmp_path, monkeypa
     assert name not in result.provenance and "–" in result.to_markdown()
 
 
+@pytest.mark.filterwarnings("ignore:.*weights:UserWarning")  # torchvision, of the package's way to call it
 @pytest.mark.parametrize("net", ["vgg", "alex"])
 def test_lpips_is_that_of_its_package_with_the_trunk_it_is_named_for(net):
     if not trunk_file(net).is_file():
         pytest.skip(f"torch's cache (TORCH_HOME) has no {net} weights")
+    torchvision_shim()
     import lpips
 
     case, ldct = CASES[0], CASES[0].ldct_hu
