@@ -31,6 +31,7 @@ OLD_FORMAT = "ldctlib-checkpoint/1"
 MODELS: dict[str, str] = {
     "redcnn": "ldctlib.models.redcnn:REDCNN",
     "nafnet": "ldctlib.models.nafnet:NAFNet",
+    "esaunet": "ldctlib.models.esaunet:ESAUNet",
     "unet": "ldctlib.models.unet:UNet",
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
