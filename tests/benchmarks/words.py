@@ -16,7 +16,8 @@ import torch
 from ldctlib import checkpoints
 from ldctlib.data import vocabulary as v
 from ldctlib.data.captions import DrawnSlice, Facts, captioned_slices, word_truth
-from ldctlib.metrics.words import word_aucs
+from ldctlib.metrics.words import Said, said, word_aucs
+from ldctlib.pipelines.words import words
 
 SEGMENTATION_WORDS: dict[str, tuple[int, ...]] = {
     "liver": (5,),
@@ -44,6 +45,9 @@ SEGMENTATION_WORDS: dict[str, tuple[int, ...]] = {
     "humerus": (69, 70),
 }
 """Word -> classes of TotalSegmentator's 117 that make it true; its synonyms are those with the same phantom labels."""
+
+GROUPS = v.ORGAN_WORDS | v.FINDING_WORDS
+FIRST = {labels: word for word, labels in reversed(GROUPS.items())}
 
 
 def phantom_set(patients: int, first: int, size: int = 320) -> tuple[torch.Tensor, np.ndarray, list[DrawnSlice]]:
@@ -93,29 +97,71 @@ def report(name: str, clip, images: torch.Tensor, truth: np.ndarray, least: int)
     told = [w for w in found if w.word in v.ORGAN_WORDS or w.word in v.FINDING_WORDS]
     print(f"\n**{name}: {len(images)} slices; one word of each kind**\n\n| word | AUC | true | false |")
     print("| --- | --- | --- | --- |")
-    groups = v.ORGAN_WORDS | v.FINDING_WORDS
-    first = {labels: word for word, labels in reversed(groups.items())}
-    one = [w for w in told if first[groups[w.word]] == w.word]
+    one = [w for w in told if FIRST[GROUPS[w.word]] == w.word]
     for w in sorted(one, key=lambda w: -w.auc):
         print(f"| {w.word} | {w.auc:.3f} | {w.n_true} | {w.n_false} |")
     mean = {kind: np.mean([w.auc for w in of]) for kind, of in (("one of each kind", one), ("all", told)) if of}
     print("\nmean AUC of organs and findings: " + ", ".join(f"{k} {m:.3f}" for k, m in mean.items()))
-    index = [i for i, w in enumerate(v.WORDS) if w in groups]
+    index = [i for i, w in enumerate(v.WORDS) if w in GROUPS]
     per_image = [word_aucs(scores[i, index, None], truth[i, index, None], ["-"], least=1) for i in range(len(images))]
     print(f"within an image, over its words: {np.mean([a[0].auc for a in per_image if a]):.3f}")
+
+
+THINGS = {first: [w for w, o in GROUPS.items() if o == organs] for organs, first in FIRST.items()}
+"""Organ or finding -> the words that name it."""
+
+
+def precision(name: str, clip, autoencoders: dict, images: torch.Tensor, truth: np.ndarray) -> None:
+    """How right the words of layers 1 and 2 are, beside the same words mixed up, and as many of CLIP's own first."""
+    truths = [dict(zip(v.WORDS, row.tolist(), strict=True)) for row in truth]
+    scores = similarities(clip, images)
+    mixed = dict(zip(v.TOKENS, np.random.default_rng(0).permutation(v.TOKENS).tolist(), strict=True))
+    lines = {}
+    for label, autoencoder in autoencoders.items():
+        spoken = [words(autoencoder, clip.words, x)[0] for x in images[:, None]]
+        for layer in (1, 2):
+            of_layer = [[w.word for w in image if w.layer == layer] for image in spoken]
+            lines[f"{label}, layer {layer}"] = of_layer
+            lines[f"{label}, layer {layer}, codebook mixed up"] = [[mixed[w] for w in image] for image in of_layer]
+    for count in (4, 64):
+        best = np.argsort(-scores, axis=1)[:, :count]
+        lines[f"CLIP asked, first {count}"] = [[v.WORDS[i] for i in row] for row in best]
+    print(f"\n**Words, {name}: {len(images)} slices**\n")
+    print("| words of | right (%) | of organs and findings: right (%) | named of those present (%) | different words |")
+    print("| --- | --- | --- | --- | --- |")
+    for label, all_words in lines.items():
+        every, organs = Said(0, 0, 0, 0), Said(0, 0, 0, 0)
+        for image, holds in zip(all_words, truths, strict=True):
+            every += said(image, holds, THINGS)
+            organs += said([w for w in image if w in GROUPS], holds, THINGS)
+        different = len({w for image in all_words for w in image})
+        print(
+            f"| {label} | {100 * every.precision:.0f} | {100 * organs.precision:.0f} | {100 * organs.recall:.0f} | "
+            f"{different} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clip", default="clip", help="a checkpoint's name or file")
     parser.add_argument("--patients", type=int, default=40)
+    parser.add_argument("--autoencoders", default="", help="checkpoints' names or files")
     options = parser.parse_args()
-    path = Path(options.clip)
-    clip = checkpoints.build(checkpoints.load(path if path.is_file() else checkpoints.find(options.clip)))
-    clip.requires_grad_(False)
-    report("phantoms", clip, *phantom_set(options.patients, 9_200_001)[:2], least=5)
+    clip = network(options.clip)
+    autoencoders = {Path(name).stem: network(name) for name in filter(None, options.autoencoders.split(","))}
+    sets = {"phantoms": (*phantom_set(options.patients, 9_200_001)[:2], 5)}
     if (real := Path(os.environ.get("LDCT_REAL_DATA", "-")) / "ct/abdomen_series").is_dir():
-        report("real abdomen", clip, *real_set(real), least=2)
+        sets["real abdomen"] = *real_set(real), 2
+    for name, (images, truth, least) in sets.items():
+        report(name, clip, images, truth, least)
+        if autoencoders:
+            precision(name, clip, autoencoders, images, truth)
+
+
+def network(name: str) -> torch.nn.Module:
+    """The network of a checkpoint by name or file, frozen."""
+    path = Path(name)
+    return checkpoints.build(checkpoints.load(path if path.is_file() else checkpoints.find(name))).requires_grad_(False)
 
 
 if __name__ == "__main__":
