@@ -62,8 +62,8 @@ def segmentation_truth(labels: np.ndarray, pixel_mm: float) -> np.ndarray:
     """:func:`~ldctlib.data.captions.word_truth` from a slice of TotalSegmentator's classes; else -1."""
     truth = np.full(len(v.WORDS), -1, np.int8)
     index = {w: i for i, w in enumerate(v.WORDS)}
-    for words, value in ((v.GENERAL_WORDS, 1), (v.ABDOMEN_WORDS, 1), (v.DISTRACTORS, 0)):
-        truth[[index[w] for w in words]] = value
+    for group, value in ((v.GENERAL_WORDS, 1), (v.ABDOMEN_WORDS, 1), (v.DISTRACTORS, 0)):
+        truth[[index[w] for w in group]] = value
     for word, classes in SEGMENTATION_WORDS.items():
         area = np.isin(labels, classes).sum() * pixel_mm**2
         value = 1 if area >= 60 else 0 if area == 0 else -1
