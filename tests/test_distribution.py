@@ -95,7 +95,7 @@ def test_kernel_distance_equals_a_second_implementation():
 def test_kernel_distance_is_unbiased_and_its_interval_holds():
     """Of equal distributions: 0 on average, below 0 as well, and inside the interval as often as it says or more."""
     results = [
-        M.kernel_distance(features(normal(60, 8, 2 * i)), features(normal(60, 8, 2 * i + 1)), subsets=20)
+        M.kernel_distance(features(normal(60, 8, 2 * i)), features(normal(60, 8, 2 * i + 1)), subsets=10)
         for i in range(40)
     ]
     values = np.array([r.value for r in results])
