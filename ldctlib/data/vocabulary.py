@@ -6,7 +6,7 @@ CT slice, and some for none: a model that knows its words must tell these apart.
 
 from __future__ import annotations
 
-SPECIAL = ("<pad>", "<start>", "<end>")
+SPECIAL = ("<start>", "<end>", "<pad>")  # a CLIPTextModel whose end is token 2 takes another position for the end
 FUNCTION = ("a", "of", "with", "and")
 
 ORGAN_WORDS: dict[str, tuple[str, ...]] = {

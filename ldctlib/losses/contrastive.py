@@ -7,14 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def word_loss(logits: Tensor, truth: Tensor) -> Tensor:
+def word_loss(logits: Tensor, truth: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sigmoid loss of image–word pairs (Zhai et al. 2023, SigLIP), true and false ones weighing alike.
 
     logits : (B, V). truth : (B, V) with 1 true, 0 false, -1 unknown; unknown pairs take no part.
+    weights : (V,) of the words; those that hold for every image or for none say nothing of an image.
     """
-    true, false = truth == 1, truth == 0
-    each = F.binary_cross_entropy_with_logits(logits.float(), true.float(), reduction="none")
-    return 0.5 * sum((each * mask).sum() / mask.sum().clamp(min=1) for mask in (true, false))
+    each = F.binary_cross_entropy_with_logits(logits.float(), (truth == 1).float(), reduction="none")
+    share = torch.ones_like(each) if weights is None else weights.expand_as(each)
+    sides = [share * (truth == side) for side in (1, 0)]
+    return 0.5 * sum((each * side).sum() / side.sum().clamp(min=1e-6) for side in sides)
 
 
 def caption_truth(truth: Tensor, caption_words: Tensor) -> Tensor:
@@ -28,18 +30,19 @@ def caption_truth(truth: Tensor, caption_words: Tensor) -> Tensor:
     return torch.where(false, 0, torch.where(unknown, -1, 1))
 
 
-def caption_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy (Radford et al. 2021) where a caption may hold for several images.
+def contrast(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy along the second dimension where several may be right: (N, M) -> a scalar.
 
-    logits, truth : (B, B), truth 1, 0, -1. The target is spread evenly over the pairs that hold; pairs of unknown truth
-    are left out of the denominator.
+    truth : (N, M), 1, 0, -1. The target is spread evenly over a row's true entries; entries of unknown truth are left
+    out of the denominator, and rows without a true and a false entry out of the mean.
     """
-    logits = logits.float().masked_fill(truth == -1, -torch.inf)
-    target = (truth == 1).float()
+    log_p = F.log_softmax(logits.float().masked_fill(truth == -1, -torch.inf), dim=1)
+    true = truth == 1
+    rows = true.any(1) & (truth == 0).any(1)
+    each = -log_p.masked_fill(~true, 0.0).sum(1) / true.sum(1).clamp(min=1)
+    return each[rows].sum() / rows.sum().clamp(min=1)
 
-    def one_way(logits: Tensor, target: Tensor) -> Tensor:
-        log_p = F.log_softmax(logits, dim=1).masked_fill(target == 0, 0.0)
-        n = target.sum(1)
-        return -((target * log_p).sum(1) / n.clamp(min=1))[n > 0].mean()
 
-    return 0.5 * (one_way(logits, target) + one_way(logits.T, target.T))
+def symmetric_contrast(logits: Tensor, truth: Tensor) -> Tensor:
+    """CLIP's loss (Radford et al. 2021), images against texts and texts against images, by :func:`contrast`."""
+    return 0.5 * (contrast(logits, truth) + contrast(logits.T, truth.T))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ldctlib.data import vocabulary as v
 from ldctlib.data.captions import CaptionConfig
-from ldctlib.losses.contrastive import caption_loss, caption_truth, word_loss
+from ldctlib.losses.contrastive import caption_truth, contrast, symmetric_contrast, word_loss
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 
@@ -30,30 +32,45 @@ def network(*, width: int, layers: int, image_size: int, patch: int, text_width:
         prompts=[v.encode((*v.PROMPT, word))[: len(v.PROMPT) + 3] for word in v.TOKENS],
         eligible=[token in v.WORDS for token in v.TOKENS],
         windows=WINDOWS,
-        mean=[0.5, 0.5, 0.5],
-        std=[0.25, 0.25, 0.25],
+        mean=[0.17, 0.53, 0.12],
+        std=[0.27, 0.33, 0.14],
     )
     return Network("clip", config)
 
 
+WORD_WEIGHT = 0.5
+CONSTANT_WEIGHT = 0.1
+"""Of a word that holds for every image or for none, beside 1: with equal weights a model that ignores the image is a
+place where the training stays."""
+
+
 def updates(context: Context):
     """Words and captions: which hold for which image."""
+    constant = {*v.GENERAL_WORDS, *v.DISTRACTORS}
+    weights = torch.tensor([CONSTANT_WEIGHT if word in constant else 1.0 for word in v.WORDS], device=context.device)
 
     def loss(model, batch, generator, step):
         n = len(v.SPECIAL) + len(v.FUNCTION)
         images, words = model.encode_image(batch["image_hu"]), model.encode_words()[n:]
         captions = model.encode_text(batch["caption"])
         scale, truth = model.model.logit_scale.exp().clamp(max=100.0), batch["truth"]
-        of_words = word_loss(scale * images @ words.T + model.logit_bias, truth)
-        of_captions = caption_loss(scale * images @ captions.T, caption_truth(truth, batch["caption_words"]))
-        return {"loss": of_words + 0.25 * of_captions, "words": of_words, "captions": of_captions}
+        of_words = scale * images @ words.T
+        terms = {
+            "words": word_loss(of_words + model.logit_bias, truth, weights),
+            # which of the images a word is about: how often it holds does not help here
+            "contrast": contrast(of_words.T, truth.T),
+            "captions": symmetric_contrast(
+                scale * images @ captions.T, caption_truth(truth, batch["caption_words"])
+            ),
+        }
+        return terms | {"loss": terms["contrast"] + 0.25 * terms["captions"] + WORD_WEIGHT * terms["words"]}
 
     return loss
 
 
 def clip(net: Network, steps: tuple[int, int], batch_size: int, warmup: int, log_every: int, **data) -> Recipe:
     """Steps of the stages "stable" and "decay"."""
-    train: dict[str, Any] = dict(batch_size=batch_size, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0)
+    train: dict[str, Any] = dict(batch_size=batch_size, lr=5e-4, betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0)
     train |= dict(log_every=log_every, precision="auto", checkpoint_every=200)
     stages = (
         Stage(
@@ -70,7 +87,7 @@ SMALL = network(width=192, layers=6, image_size=192, patch=16, text_width=128, t
 TINY: dict[str, Any] = dict(draw_size=192, n_slices=16, n_noises=4)
 CLIP = {
     "workshop": clip(SMALL, (20, 10), 8, 5, 5, **TINY),
-    "train": clip(SMALL, (1_600, 900), 32, 100, 50),
+    "train": clip(SMALL, (1_500, 700), 32, 100, 50),
     "paper": clip(SMALL, (20_000, 10_000), 64, 500, 100),
 }
 """PubMedCLIP itself is not trained again: the paper's profile of LEDA takes it as published."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.phantom.canvas import Canvas, Tube, VesselTree, ellipsoid, smooth_path
+from ldctlib.phantom.canvas import Canvas, Tube, ellipsoid, smooth_path
 from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import sheets, swell
 from ldctlib.phantom.thorax.heart import Heart

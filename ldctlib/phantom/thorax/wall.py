@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldctlib.phantom.abdomen.wall import FROM_BACK, FROM_FRONT, THETA, Frame, Spine, Wall
-from ldctlib.phantom.canvas import Box, Canvas, capsules, ellipsoid, smooth_path
+from ldctlib.phantom.canvas import Canvas, capsules, ellipsoid, smooth_path
 from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import sheets, swell
 
