@@ -36,20 +36,20 @@ class Findings:
                 r = float(np.clip(rng.lognormal(1.35, 0.5), 2.0, 12.5))
                 glass = rng.random() < 0.25
                 value = hu["ground glass"] if glass else (u(250, 700) if rng.random() < 0.1 else hu["nodule"])
-                centre = lungs.anywhere(rng, r + 1.5)
+                centre = lungs.anywhere(rng, r + 1.5)[0]
                 self.nodules.append((centre, r * u(0.85, 1.15, 3), u(0, 3), value, glass, u(0, 1.4)))
         if has["lung mass"]:
             r = u(16, 32)
-            self.mass = lungs.anywhere(rng, 12), r * u(0.85, 1.15, 3), u(0, 3), u(0, 1)
+            self.mass = lungs.anywhere(rng, 12)[0], r * u(0.85, 1.15, 3), u(0, 3), u(0, 1)
         if has["consolidation"]:
             for _ in range(rng.integers(1, 3)):
-                centre = lungs.anywhere(rng, 8, lambda p: p[1] > -10)
+                centre = lungs.anywhere(rng, 8, (-999, -10, -999))[0]
                 self.areas.append((centre, u(18, 42, 3), u(0, 3), u(0.1, 0.5)))
         self.emphysema = (u(-0.3, 0.6), u(0.25, 0.6), u(0, 60)) if has["emphysema"] else None
         self.bullae = []
         if self.emphysema and rng.random() < 0.6:
             for _ in range(rng.integers(1, 6)):
-                self.bullae.append((lungs.anywhere(rng, 4, lambda p: p[2] > 15), u(5, 16, 3), u(0, 3)))
+                self.bullae.append((lungs.anywhere(rng, 4, (-999, -999, 15))[0], u(5, 16, 3), u(0, 3)))
         sides = {-1: 0.0, 1: 0.0}
         if has["pleural effusion"]:
             both = rng.random() < 0.5
@@ -63,16 +63,15 @@ class Findings:
         self.free_air = (int(rng.choice([-1, 1])), u(8, 30), u(-0.6, -0.2)) if has["pneumothorax"] else None
         self.names = [name for name in SHARES if has[name]]
 
-    def fluid(self, x, y, z: float, cavity) -> np.ndarray | None:
-        """Signed distance inside the pleural fluid: dependent, highest low down, climbing along the wall."""
-        out = None
+    def fluid(self, x, y, z: float, cavity) -> np.ndarray:
+        """Signed distance inside the pleural fluid: a crescent along the wall, thickest at the back and low down."""
+        out, d = np.float32(-99), self.wall.deep
         for side, much in self.effusions.items():
-            if not much:
-                continue
-            level = self.wall.deep * (0.95 - 0.75 * much) + (z + 110) * (0.9 - 0.55 * much) * 0.45
-            d = y - np.float32(level) + 26 * np.exp(-np.maximum(cavity, 0) / 9)
-            d = np.minimum(d * 0.8, np.float32(side) * x)
-            out = d if out is None else np.maximum(out, d)
+            thick = 75 * much * float(np.clip((110 * much - 60 - z) / 110, 0, 1)) ** 0.8
+            if thick > 0:
+                dependent = np.clip((y - np.float32((0.7 - 0.9 * much) * d)) / np.float32((0.3 + 0.9 * much) * d), 0, 1)
+                part = np.float32(thick) * dependent * (2 - dependent) - cavity
+                out = np.maximum(out, np.minimum(part, np.float32(side) * x))
         return out
 
     def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict, lung: np.ndarray) -> None:
@@ -118,12 +117,11 @@ class Findings:
         self._draw_nodules(canvas, frame, hu, lung)
         if any(self.effusions.values()):
             d = self.fluid(x, y, z, frame.cavity)
-            rim = np.minimum(
-                d + 9 + 4 * canvas.sample(swell(2), box, 2.0, self.shift[4]),
-                np.float32(0.55 * self.wall.cage) - np.abs(x),
-            )
-            canvas.blend(box, canvas.coverage(rim * 0.5) * lung * 0.9, hu["atelectasis"], ID["atelectasis"])
-            canvas.blend(box, canvas.coverage(d) * lung, hu["effusion"], ID["pleural effusion"])
+            if (d > -20).any():  # the lung beside it is airless
+                near = 9 - 0.012 * (np.abs(x) - np.float32(0.4 * self.wall.cage)) ** 2 + np.float32(0.1) * y
+                near = np.minimum(d + near + 4 * canvas.sample(swell(2), box, 2.0, self.shift[4]), 2 + 0.4 * (d + 12))
+                canvas.blend(box, canvas.coverage(near * 0.5) * lung * 0.93, hu["atelectasis"], ID["atelectasis"])
+                canvas.blend(box, canvas.coverage(d) * lung, hu["effusion"], ID["pleural effusion"])
         if self.free_air is not None:
             side, deep, level = self.free_air
             d = np.minimum(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.phantom.canvas import Canvas, Tube, VesselTree, ellipsoid, smooth_path
+from ldctlib.phantom.canvas import Canvas, Tube, ellipsoid, smooth_path
 from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import sheets, swell
 from ldctlib.phantom.thorax.heart import Heart
+from ldctlib.phantom.thorax.lungs import Diaphragm
 from ldctlib.phantom.thorax.wall import ThoracicSpine, ThoraxFrame, ThoraxWall, smooth_max
 
 STATIONS = (
@@ -20,6 +21,15 @@ STATIONS = (
     (10, 0.2, 10),
 )
 """Where lymph nodes lie (x, share of the way from sternum to spine, z): paratracheal, subcarinal, hilar, …"""
+
+
+WIDTH_Z = (-120, -40, 0, 30, 60, 90)
+WIDTH_SHARES = (0, 0.12, 0.3, 0.6, 0.9, 1.15, 1.8)
+WIDTHS = (
+    *((30, 18, 16, 18, 36, 42), (26, 10, 5, 12, 34, 40), (24, 10, 9, 18, 32, 36)),
+    *((10, 8, 18, 22, 26, 30), (5, 5, 14, 16, 20, 24), (16, 17, 18, 18, 20, 22), (15, 15, 15, 15, 16, 17)),
+)
+"""Half width (mm) of the column of fat by share of the way from sternum to spine, at those z."""
 
 
 class Mediastinum:
@@ -74,8 +84,6 @@ class Mediastinum:
         def vein(name, radii, *knots, tissue="superior cava", label="superior vena cava"):
             tube(name, tissue, label, radii, *knots)
 
-        outward = {side: (side * 1.0, self.wall) for side in (-1, 1)}
-        del outward
         vein(
             "azygos",
             (3.0, 3.6),
@@ -173,7 +181,7 @@ class Mediastinum:
             tube(name, "air", "airway", np.array(radii) * bore, *knots, rim=1.3)
         return tubes
 
-    def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict) -> None:
+    def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict, diaphragm: Diaphragm) -> None:
         """Fat over the lungs, then what lies in it."""
         z, s = canvas.z_mm, self.wall.scale
         box = canvas.box(-125 * s, 125 * s, self.wall.front_at(z) - 2, self.spine.at(z)[1] + 40)
@@ -182,13 +190,13 @@ class Mediastinum:
         cavity = frame.on(box, frame.cavity)
         # the column between sternum and spine is narrow where the lungs nearly meet in front
         share = (y - np.float32(front)) / np.float32(back - front)
-        across = [
-            float(np.interp(z, [-120, -40, 0, 30, 60, 90], v))
-            for v in ((26, 8, 6, 16, 34, 40), (24, 10, 10, 20, 30, 32))
-        ]
-        wide = np.interp(share, [0, 0.25, 0.6, 1.0, 1.3, 1.8], [*across, 22, 19, 20, 17]) * s * self.width
+        rows = np.array([[float(np.interp(z, WIDTH_Z, column)) for column in WIDTHS]]) * s * self.width
+        wide = np.mean([np.interp(share + v, WIDTH_SHARES, rows[0]) for v in (-0.09, -0.045, 0, 0.045, 0.09)], axis=0)
         bend = canvas.sample(swell(1), box, 3.0, self.shift[0])
-        middle = (4 * s * np.clip(1 - share, 0, 1)).astype(np.float32)
+        at = float(
+            self.tubes["oesophagus"][0].points[np.argmin(np.abs(self.tubes["oesophagus"][0].points[:, 2] - z)), 0]
+        )
+        middle = np.interp(share, [0, 0.5, 0.9, 1.1], [3 * s, 4 * s, at, self.spine.at(z)[0]]).astype(np.float32)
         fat = wide.astype(np.float32) - np.abs(x - middle) + 2 * bend
         cut = {}
         for name, (tube, *_) in self.tubes.items():
@@ -198,15 +206,20 @@ class Mediastinum:
             cut[name] = shape
             part, d, _ = shape
             self._union(box, fat, part, d + 3.5, 4)
+        below = diaphragm.inside(x, y, z)
         heart = self.heart.distance(canvas)
         if heart is not None:
-            self._union(box, fat, heart[0], heart[1] + 1.2 + np.maximum(2.5 * heart[3], 0), 6)
-        fat = np.minimum(fat, cavity + 1.5)
-        inside = canvas.paint(box, fat, hu["fat"], ID["mediastinal fat"])
+            self._union(box, fat, heart[0], heart[1] + 1.2 + np.maximum(2 * heart[3], 0), 6)
+        fat = np.minimum(fat, cavity + 1.5 if below is None else np.minimum(cavity + 1.5, 9 - below))
+        canvas.paint(box, fat, hu["fat"], ID["mediastinal fat"])
         strands = canvas.line_coverage(canvas.sample(sheets(2), box, 0.9, self.shift[1]) * np.float32(0.9), 0.2)
         canvas.blend(box, strands * self.strand * canvas.coverage(fat - 2), hu["fat"] + 90)
-        for part, d in (shape[:2] for shape in [heart] if shape is not None):
+        if heart is not None:
+            part = heart[0]
             limit = np.minimum(frame.on(part, frame.cavity) - 1, np.float32(back - 8) - canvas.grid(part)[1])
+            below = diaphragm.inside(*canvas.grid(part), z)
+            if below is not None:  # the heart dents the diaphragm a little
+                limit = np.minimum(limit, 8 - below)
             self.heart.draw(canvas, heart, limit, hu)
         self._draw_nodes(canvas, hu)
         for name, (box, d, _) in cut.items():

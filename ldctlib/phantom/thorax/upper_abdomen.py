@@ -35,12 +35,12 @@ class UpperAbdomen:
         if d is None or not (d > -3).any():
             return
         bend = canvas.sample(swell(2), box, 3.5, self.shift[0])
-        d = np.minimum(d + 1.5 * bend, frame.cavity - 1)
-        canvas.paint(box, np.minimum(d + 2, frame.cavity), hu["muscle"] - 10, ID["diaphragm"])
+        d = np.minimum(d + 0.8 * bend, frame.cavity - 1)
+        canvas.paint(box, np.minimum(d + 1.3, frame.cavity), hu["muscle"] - 10, ID["diaphragm"])
         canvas.paint(box, d, hu["fat"], ID["visceral fat"])
         right = np.float32(6 * self.scale) - x + 5 * bend  # the right lobe fills its dome
         lobe = ellipsoid_distance(x, y, z, *self.left_lobe) + 2 * bend
-        liver = np.minimum(smooth_max(right, lobe, 10), d - 0.8 - 0.8 * np.maximum(bend, 0))
+        liver = np.minimum(smooth_max(right, lobe, 10), d - 0.2 - 0.5 * np.maximum(bend - 0.5, 0))
         canvas.paint(box, liver, hu["liver"], ID["liver"])
         mask = np.zeros_like(canvas.values)
         mask[box] = canvas.coverage(liver - 1.5)
