@@ -28,40 +28,35 @@ class Findings:
     def __init__(self, rng: np.random.Generator, wall: ThoraxWall, lungs: Lungs, hu: dict):
         u = rng.uniform
         has = {name: bool(rng.random() < share) for name, share in SHARES.items()}
+        self.names = [name for name in SHARES if has[name]]
         self.wall, self.lungs = wall, lungs
         self.shift = rng.uniform(0, 96, (6, 3))
-        self.nodules, self.mass, self.areas = [], None, []
-        if has["nodule"]:
-            for _ in range(rng.integers(1, 6)):
-                r = float(np.clip(rng.lognormal(1.35, 0.5), 2.0, 12.5))
-                glass = rng.random() < 0.25
-                value = hu["ground glass"] if glass else (u(250, 700) if rng.random() < 0.1 else hu["nodule"])
-                centre = lungs.anywhere(rng, r + 1.5)[0]
-                self.nodules.append((centre, r * u(0.85, 1.15, 3), u(0, 3), value, glass, u(0, 1.4)))
+        sides = ((-1,), (1,), (-1, 1), (-1, 1))[rng.integers(4)] if has["pleural effusion"] else ()
+        self.effusions = {side: u(0.15, 1.0) for side in sides}
+        self.nodules, self.mass, self.areas, self.bullae = [], None, [], []
+        for _ in range(rng.integers(1, 6) if has["nodule"] else 0):
+            r = float(np.clip(rng.lognormal(1.35, 0.5), 2.0, 12.5))
+            glass = rng.random() < 0.25
+            value = hu["ground glass"] if glass else (u(250, 700) if rng.random() < 0.1 else hu["nodule"])
+            self.nodules.append((self._place(rng, r + 1.5), r * u(0.85, 1.15, 3), u(0, 3), value, glass, u(0, 1.4)))
         if has["lung mass"]:
-            r = u(16, 32)
-            self.mass = lungs.anywhere(rng, 12)[0], r * u(0.85, 1.15, 3), u(0, 3), u(0, 1)
-        if has["consolidation"]:
-            for _ in range(rng.integers(1, 3)):
-                centre = lungs.anywhere(rng, 8, (-999, -10, -999))[0]
-                self.areas.append((centre, u(18, 42, 3), u(0, 3), u(0.1, 0.5)))
+            self.mass = self._place(rng, 12), u(16, 32) * u(0.85, 1.15, 3), u(0, 3), u(0, 1)
+        for _ in range(rng.integers(1, 3) if has["consolidation"] else 0):
+            self.areas.append((self._place(rng, 8, (-999, -10, -999)), u(18, 42, 3), u(0, 3), u(0.1, 0.5)))
         self.emphysema = (u(-0.3, 0.6), u(0.25, 0.6), u(0, 60)) if has["emphysema"] else None
-        self.bullae = []
-        if self.emphysema and rng.random() < 0.6:
-            for _ in range(rng.integers(1, 6)):
-                self.bullae.append((lungs.anywhere(rng, 4, (-999, -999, 15))[0], u(5, 16, 3), u(0, 3)))
-        sides = {-1: 0.0, 1: 0.0}
-        if has["pleural effusion"]:
-            both = rng.random() < 0.5
-            for side in (-1, 1):
-                if both or side == (-1 if u(0, 1) < 0.5 else 1):
-                    sides[side] = u(0.15, 1.0)
-            if not any(sides.values()):
-                sides[-1] = u(0.15, 1.0)
-        self.effusions = sides
+        for _ in range(rng.integers(0, 6) if has["emphysema"] else 0):
+            self.bullae.append((self._place(rng, 4, (-999, -999, 15)), u(5, 16, 3), u(0, 3)))
         self.collapse = u(5, 16) if has["atelectasis"] else 0.0
         self.free_air = (int(rng.choice([-1, 1])), u(8, 30), u(-0.6, -0.2)) if has["pneumothorax"] else None
-        self.names = [name for name in SHARES if has[name]]
+
+    def _place(self, rng, margin: float, low=(-999, -999, -999)) -> np.ndarray:
+        """A point inside a lung, if possible not in its fluid."""
+        points = self.lungs.anywhere(rng, margin, low, count=12)
+        for x, y, z in points:
+            radius = self.wall.cage_radius(z, np.arctan2(y, x))
+            if not self.effusions or self.fluid(x, y, z, radius - np.hypot(x, y)) < -margin:
+                return np.array([x, y, z])
+        return points[0]
 
     def fluid(self, x, y, z: float, cavity) -> np.ndarray:
         """Signed distance inside the pleural fluid: a crescent along the wall, thickest at the back and low down."""
@@ -115,11 +110,14 @@ class Findings:
         if dense:  # air remains in the bronchi
             self.lungs.bronchi.draw(canvas, hu["air"], ID["airway"], mask=mask)
         self._draw_nodules(canvas, frame, hu, lung)
-        if any(self.effusions.values()):
+        if self.effusions:
             d = self.fluid(x, y, z, frame.cavity)
             if (d > -20).any():  # the lung beside it is airless
                 near = 9 - 0.012 * (np.abs(x) - np.float32(0.4 * self.wall.cage)) ** 2 + np.float32(0.1) * y
-                near = np.minimum(d + near + 4 * canvas.sample(swell(2), box, 2.0, self.shift[4]), 2 + 0.4 * (d + 12))
+                near = np.minimum(
+                    d + near + 4 * canvas.sample(swell(2), box, 2.0, self.shift[4]),
+                    np.minimum(2 + 0.4 * (d + 12), y - np.float32(0.1 * self.wall.deep)),
+                )
                 canvas.blend(box, canvas.coverage(near * 0.5) * lung * 0.93, hu["atelectasis"], ID["atelectasis"])
                 canvas.blend(box, canvas.coverage(d) * lung, hu["effusion"], ID["pleural effusion"])
         if self.free_air is not None:

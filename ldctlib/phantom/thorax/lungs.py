@@ -11,17 +11,18 @@ from ldctlib.phantom.thorax.wall import ThoraxFrame, ThoraxWall, smooth_max
 
 
 class Diaphragm:
-    """Two domes, half ellipsoids, which unite beneath the heart."""
+    """Two domes and the lower part between them that bears the heart: half ellipsoids."""
 
     def __init__(self, rng: np.random.Generator, wall: ThoraxWall):
         u, s, d = rng.uniform, wall.scale, wall.deep
-        top = u(-108, -88)
-        self.tops = {-1: top, 1: top - u(4, 16)}
-        self.height = u(62, 80)
+        right = u(-108, -88)
+        self.tops = {-1: right, 1: right - u(4, 16)}
+        height = u(62, 80)
         self.domes = [
-            ((side * 60 * s, u(-0.22, -0.1) * d, self.tops[side] - self.height), (74 * s, 1.06 * d, self.height))
-            for side in (-1, 1)
+            ((side * 60 * s, u(-0.22, -0.1) * d, top - height), (74 * s, 1.06 * d, height))
+            for side, top in self.tops.items()
         ]
+        self.domes.append(((4 * s, -0.34 * d, self.tops[1] - u(6, 14) - height), (72 * s, 0.72 * d, height)))
 
     def inside(self, x, y, z: float) -> np.ndarray | None:
         """Signed distance (mm) below the diaphragm; None where it is far above."""
@@ -49,7 +50,9 @@ class Lungs:
     def room(self, points: np.ndarray) -> np.ndarray:
         """How far (mm) points (n, 3) lie inside a lung, roughly: from wall, mediastinum and diaphragm."""
         x, y, z = points.T
-        middle = 24 + 16 * np.clip((-z - 20) / 40, 0, 1) + np.where(x > 0, 26 * np.clip((-z - 40) / 30, 0, 1), 0)
+        before = np.clip((24 * self.scale - y) / 12, 0, 1)  # before the oesophagus: heart, and great vessels above
+        heart = np.interp(z, [-125, -100, -50, -25], [0, 1, 1, 0]) * np.where(x > 0, 56, 36)
+        middle = 28 + before * (heart + np.interp(z, [25, 50], [0, 18]))
         wall = self.wall.cage_radius(z, np.arctan2(y, x)) - np.hypot(x, y)
         domes = []
         for (cx, cy, cz), (a, b, c) in self.diaphragm.domes:

@@ -96,7 +96,7 @@ class Mediastinum:
             label="vessel",
         )
         vein(
-            "inferior",
+            "inferior cava",
             (12, 11),
             (-22, 0.8, -175),
             (-24, 0.78, -115),
@@ -154,9 +154,9 @@ class Mediastinum:
         ):
             tube(name, "pulmonary artery", "pulmonary artery", np.array(radii) * trunk, *knots)
         knots = [(4, 0.46, -64), (-9, 0.43, -48), (-17, 0.44, -28), (-19, 0.47, -6), (-14, 0.52, 13), (-3, 0.6, 25)]
-        knots += [(9, 0.72, 29), (19, 0.85, 23), (25, 0.95, 8), (27, 1.0, -20), (25, 1.02, -70), (18, 1.0, -110)]
+        knots += [(9, 0.72, 29), (19, 0.85, 23), (25, 0.95, 8), (27, 1.0, -20), (25, 1.02, -70), (16, 0.96, -110)]
         radii = np.array([14, 15, 16, 15.5, 15, 14.5, 13.5, 13, 12.5, 12, 12, 11.5, 11, 11]) * wide
-        tube("aorta", "aorta", "aorta", radii, *knots, (11, 0.95, -150), (8, 0.9, -185), rim=1.2)
+        tube("aorta", "aorta", "aorta", radii, *knots, (10, 0.86, -150), (8, 0.82, -185), rim=1.2)
         knots = (3, 0.84, 112), (4, 0.84, 80), (5, 0.86, 50), (7, 0.91, 20), (5, 0.93, -10), (5, 0.95, -50)
         tube(
             "oesophagus",
@@ -166,7 +166,7 @@ class Mediastinum:
             *knots,
             (9, 0.93, -80),
             (20, 0.82, -118),
-            (32, 0.62, -145),
+            (28, 0.7, -132),
         )
         bore = u(0.85, 1.1)
         for name, radii, *knots in (
@@ -204,8 +204,8 @@ class Mediastinum:
             if shape is None:
                 continue
             cut[name] = shape
-            part, d, _ = shape
-            self._union(box, fat, part, d + 3.5, 4)
+            if name != "inferior cava":  # the liver embraces it
+                self._union(box, fat, shape[0], shape[1] + 3.5, 4)
         below = diaphragm.inside(x, y, z)
         heart = self.heart.distance(canvas)
         if heart is not None:
