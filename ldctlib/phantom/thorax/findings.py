@@ -70,24 +70,24 @@ class Findings:
         return out
 
     def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict, lung: np.ndarray) -> None:
-        """``lung`` : coverage of the lungs on the frame's box, which clips everything."""
-        z, box = canvas.z_mm, frame.box
+        """``lung`` : coverage of the lungs (size, size), which clips everything."""
+        z, box = canvas.z_mm, frame.inner
+        cavity, here = frame.on(box, frame.cavity), lung[box]
         x, y = canvas.grid(box)
         if self.emphysema is not None:
             severity, size, low = self.emphysema
             holes = canvas.sample(swell(2), box, size, self.shift[0]) + canvas.sample(swell(3), box, 2.4, self.shift[1])
             holes = (holes - 1.6 + severity + float(np.clip((z - low) / 90, -0.8, 0.6))) * np.float32(4 * size)
-            holes = np.minimum(holes, frame.cavity - 2)
-            canvas.blend(box, canvas.coverage(holes) * lung * 0.92, hu["emphysema"], ID["emphysema"])
+            holes = np.minimum(holes, cavity - 2)
+            canvas.blend(box, canvas.coverage(holes) * here * 0.92, hu["emphysema"], ID["emphysema"])
             for bulla in self.bullae:
                 shape = ellipsoid(canvas, *bulla, 3)
                 if shape is not None:
                     d = np.minimum(shape[1], frame.on(shape[0], frame.cavity) - 1.5)
-                    c = frame.on(shape[0], lung)
+                    c = lung[shape[0]]
                     canvas.blend(shape[0], canvas.coverage(d + 0.9) * c, hu["lung"] + 150)
                     canvas.blend(shape[0], canvas.coverage(d) * c, hu["emphysema"], ID["emphysema"])
         mask = np.zeros_like(canvas.values)
-        dense = None
         for centre, axes, angle, grade in self.areas:
             shape = ellipsoid(canvas, centre, axes, angle, 24)
             if shape is None:
@@ -95,52 +95,51 @@ class Findings:
             part, d = shape
             uneven = canvas.sample(cloud(2.5), part, 1.6, self.shift[2])
             d = d + 7 * canvas.sample(swell(1), part, 2.2, self.shift[2]) + 2.5 * uneven
-            c = frame.on(part, lung)
+            c = lung[part]
             canvas.blend(part, np.clip(0.55 + d * 0.05, 0, 0.8) * c * grade, hu["muscle"])  # ground glass around
             solid = canvas.coverage(d * 0.35 - 1) * c
             canvas.blend(part, solid, hu["consolidation"] - 25 * np.clip(uneven, 0, 2), ID["consolidation"])
             mask[part] = np.maximum(mask[part], solid)
-            dense = True
         if self.collapse and z < 20:
-            sag = frame.cavity - self.collapse * np.float32(np.clip((20 - z) / 100, 0, 1))
+            sag = cavity - self.collapse * np.float32(np.clip((20 - z) / 100, 0, 1))
             back = np.minimum(y - np.float32(0.45 * self.wall.deep), -sag)
             uneven = canvas.sample(swell(2), box, 1.8, self.shift[4])
-            solid = canvas.coverage((back + 2.5 * uneven - 2) * 0.5) * lung
+            solid = canvas.coverage((back + 2.5 * uneven - 2) * 0.5) * here
             canvas.blend(box, solid * 0.85, hu["atelectasis"], ID["atelectasis"])
-        if dense:  # air remains in the bronchi
+        if mask.any():  # air remains in the bronchi
             self.lungs.bronchi.draw(canvas, hu["air"], ID["airway"], mask=mask)
-        self._draw_nodules(canvas, frame, hu, lung)
+        self._draw_nodules(canvas, hu, lung)
         if self.effusions:
-            d = self.fluid(x, y, z, frame.cavity)
+            d = self.fluid(x, y, z, cavity)
             if (d > -20).any():  # the lung beside it is airless
                 near = 9 - 0.012 * (np.abs(x) - np.float32(0.4 * self.wall.cage)) ** 2 + np.float32(0.1) * y
                 near = np.minimum(
                     d + near + 4 * canvas.sample(swell(2), box, 2.0, self.shift[4]),
                     np.minimum(2 + 0.4 * (d + 12), y - np.float32(0.1 * self.wall.deep)),
                 )
-                canvas.blend(box, canvas.coverage(near * 0.5) * lung * 0.93, hu["atelectasis"], ID["atelectasis"])
-                canvas.blend(box, canvas.coverage(d) * lung, hu["effusion"], ID["pleural effusion"])
+                canvas.blend(box, canvas.coverage(near * 0.5) * here * 0.93, hu["atelectasis"], ID["atelectasis"])
+                canvas.blend(box, canvas.coverage(d) * here, hu["effusion"], ID["pleural effusion"])
         if self.free_air is not None:
             side, deep, level = self.free_air
             d = np.minimum(
                 deep * np.clip((z + 90) / 120, 0, 1.2) * np.clip(0.4 + (level * self.wall.deep - y) / 40, 0, 1)
-                - frame.cavity,
+                - cavity,
                 side * x - 8,
             )
-            canvas.blend(box, canvas.line_coverage(d, 0.4) * lung, hu["muscle"] - 40)
-            canvas.blend(box, canvas.coverage(d - 0.6) * lung, hu["pneumothorax"], ID["pneumothorax"])
+            canvas.blend(box, canvas.line_coverage(d, 0.4) * here, hu["muscle"] - 40)
+            canvas.blend(box, canvas.coverage(d - 0.6) * here, hu["pneumothorax"], ID["pneumothorax"])
 
-    def _draw_nodules(self, canvas, frame, hu, lung):
+    def _draw_nodules(self, canvas, hu, lung):
         for centre, axes, angle, value, glass, spikes in self.nodules:
             shape = ellipsoid(canvas, centre, axes, angle, 5)
             if shape is None:
                 continue
             box, d = shape
             d = d + 0.12 * float(axes.mean()) * canvas.sample(swell(3), box, 0.5, self.shift[3])
-            c = canvas.coverage(d * (0.4 if glass else 1.0)) * frame.on(box, lung)
+            c = canvas.coverage(d * (0.4 if glass else 1.0)) * lung[box]
             canvas.blend(box, c, value, ID["ground-glass nodule" if glass else "nodule"])
             if not glass and axes.mean() > 4:
-                self._spikes(canvas, box, d, spikes, frame.on(box, lung), hu)
+                self._spikes(canvas, box, d, spikes, lung[box], hu)
         if self.mass is not None:
             centre, axes, angle, necrosis = self.mass
             shape = ellipsoid(canvas, centre, axes, angle, 10)
@@ -148,9 +147,9 @@ class Findings:
                 box, d = shape
                 d = d + 4 * canvas.sample(swell(3), box, 1.3, self.shift[3])
                 core = np.clip((d - 6) / 10, 0, 1) * necrosis
-                c = canvas.coverage(d) * frame.on(box, lung)
+                c = canvas.coverage(d) * lung[box]
                 canvas.blend(box, c, hu["mass"] - (hu["mass"] - 15) * core, ID["lung mass"])
-                self._spikes(canvas, box, d, 1.0, frame.on(box, lung), hu)
+                self._spikes(canvas, box, d, 1.0, lung[box], hu)
 
     def _spikes(self, canvas, box, d, much, lung, hu):
         lines = canvas.line_coverage(canvas.sample(sheets(4), box, 0.6, self.shift[5]) * np.float32(0.6), 0.35)

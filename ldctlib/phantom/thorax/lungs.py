@@ -134,11 +134,11 @@ class Lungs:
         return out
 
     def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict) -> np.ndarray:
-        """Paint parenchyma, fissures and trees into the whole cavity; returns its coverage on the frame's box."""
-        z, box = canvas.z_mm, frame.box
+        """Paint parenchyma, fissures and trees into the whole cavity; returns its coverage (size, size)."""
+        z, box = canvas.z_mm, frame.inner
         x, y = canvas.grid(box)
         bend = canvas.sample(swell(1), box, 4.0, self.shift[0])
-        lung = frame.cavity - 0.7 - 0.8 * np.maximum(bend, 0)
+        lung = frame.on(box, frame.cavity) - 0.7 - 0.8 * np.maximum(bend, 0)
         haze = canvas.sample(cloud(3.0), box, 1.6, self.shift[1])
         lean = np.clip(y * np.float32(1 / self.wall.deep), -1, 1)
         value = hu["lung"] + self.haze * haze + self.gradient * 0.5 * lean + np.float32(20) * np.maximum(lean, 0) ** 3
@@ -153,7 +153,7 @@ class Lungs:
         self.veins.draw(canvas, hu["pulmonary vein"], ID["pulmonary vein"], mask=mask)
         self.arteries.draw(canvas, hu["pulmonary artery"], ID["pulmonary artery"], mask=mask)
         self.draw_bronchi(canvas, hu, mask)
-        return inside
+        return mask
 
     def draw_bronchi(self, canvas: Canvas, hu: dict, mask: np.ndarray) -> None:
         """Walls, then air, within a mask."""

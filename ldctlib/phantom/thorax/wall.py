@@ -283,11 +283,13 @@ class ThoraxWall(Wall):
 
 
 class ThoraxFrame(Frame):
-    """The maps of one slice of a thorax, with its ``z``."""
+    """The maps of one slice of a thorax, its ``z``, and the box ``inner`` that holds the cavity."""
 
     def __init__(self, wall: ThoraxWall, canvas: Canvas):
         super().__init__(wall, canvas)
         self.z = canvas.z_mm
+        x, y = wall.cage_radius(self.z) * np.cos(THETA), wall.cage_radius(self.z) * np.sin(THETA)
+        self.inner = canvas.box(x.min() - 2, x.max() + 2, y.min() - 2, y.max() + 2)
 
 
 class ThoracicSpine(Spine):
@@ -316,7 +318,9 @@ class ThoracicSpine(Spine):
         back = self.back_at(z) - cy
         for side in (-1, 1):  # the muscles in the groove beside the spinous processes
             shape = ellipsoid(canvas, (cx + side * 23, cy + 0.68 * back, z), (19, 0.3 * back, 1e3), side * -0.2, 3)
-            inside = np.minimum(shape[1] + wobble.mean(), frame.on(shape[0], frame.depth) - 2)
+            inside = np.minimum(
+                shape[1] + canvas.sample(swell(2), shape[0], 2.0, self.shift[0]), frame.on(shape[0], frame.depth) - 2
+            )
             canvas.paint(shape[0], inside, hu["muscle"], ID["muscle"])
             bend = canvas.sample(sheets(1), shape[0], 0.9, self.shift[1]) * np.float32(0.9)
             canvas.blend(
