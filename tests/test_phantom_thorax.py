@@ -90,6 +90,7 @@ UNIFORM = {
     "pleural effusion": "effusion",
     "pericardial effusion": "pericardial fluid",
     "consolidation": "consolidation",
+    "atelectasis": "atelectasis",
     "pneumothorax": "pneumothorax",
 }
 

@@ -46,7 +46,7 @@ class Findings:
         self.emphysema = (u(-0.3, 0.6), u(0.25, 0.6), u(0, 60)) if has["emphysema"] else None
         for _ in range(rng.integers(0, 6) if has["emphysema"] else 0):
             self.bullae.append((self._place(rng, 4, (-999, -999, 15)), u(5, 16, 3), u(0, 3)))
-        self.collapse = u(5, 16) if has["atelectasis"] else 0.0
+        self.collapse = u(8, 18) if has["atelectasis"] else 0.0
         self.free_air = (int(rng.choice([-1, 1])), u(8, 30), u(-0.6, -0.2)) if has["pneumothorax"] else None
 
     def _place(self, rng, margin: float, low=(-999, -999, -999)) -> np.ndarray:
@@ -105,7 +105,7 @@ class Findings:
             back = np.minimum(y - np.float32(0.45 * self.wall.deep), -sag)
             uneven = canvas.sample(swell(2), box, 1.8, self.shift[4])
             solid = canvas.coverage((back + 2.5 * uneven - 2) * 0.5) * here
-            canvas.blend(box, solid * 0.85, hu["atelectasis"], ID["atelectasis"])
+            canvas.blend(box, solid, hu["atelectasis"], ID["atelectasis"])
         if mask.any():  # air remains in the bronchi
             self.lungs.bronchi.draw(canvas, hu["air"], ID["airway"], mask=mask)
         self._draw_nodules(canvas, hu, lung)
@@ -117,7 +117,7 @@ class Findings:
                     d + near + 4 * canvas.sample(swell(2), box, 2.0, self.shift[4]),
                     np.minimum(2 + 0.4 * (d + 12), y - np.float32(0.1 * self.wall.deep)),
                 )
-                canvas.blend(box, canvas.coverage(near * 0.5) * here * 0.93, hu["atelectasis"], ID["atelectasis"])
+                canvas.blend(box, canvas.coverage(near * 0.5) * here, hu["atelectasis"], ID["atelectasis"])
                 canvas.blend(box, canvas.coverage(d) * here, hu["effusion"], ID["pleural effusion"])
         if self.free_air is not None:
             side, deep, level = self.free_air
