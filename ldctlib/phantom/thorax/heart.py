@@ -102,7 +102,7 @@ class Heart:
         sac = parts[0]
         for part in parts[1:]:
             sac = smooth_max(sac, part, 9)
-        sac = sac + self.fat_mm + 1.5 * canvas.sample(swell(2), box, 3.0, self.shift[1])
+        sac = sac + self.fat_mm + 2.5 * np.maximum(canvas.sample(swell(2), box, 5.0, self.shift[1]), -1)
         if self.effusion_mm:  # fluid gathers behind
             sac = sac + self.effusion_mm * (0.55 + 0.45 * np.clip((y - np.float32(self.left.centre[1])) / 40, -1, 1))
         return box, sac, parts, bend

@@ -11,17 +11,18 @@ from ldctlib.phantom.thorax.wall import ThoraxFrame, ThoraxWall, smooth_max
 
 
 class Diaphragm:
-    """Two domes, half ellipsoids, which unite beneath the heart."""
+    """Two domes and the lower part between them that bears the heart: half ellipsoids."""
 
     def __init__(self, rng: np.random.Generator, wall: ThoraxWall):
         u, s, d = rng.uniform, wall.scale, wall.deep
-        top = u(-108, -88)
-        self.tops = {-1: top, 1: top - u(4, 16)}
-        self.height = u(62, 80)
+        right = u(-108, -88)
+        self.tops = {-1: right, 1: right - u(4, 16)}
+        height = u(62, 80)
         self.domes = [
-            ((side * 60 * s, u(-0.22, -0.1) * d, self.tops[side] - self.height), (74 * s, 1.06 * d, self.height))
-            for side in (-1, 1)
+            ((side * 60 * s, u(-0.22, -0.1) * d, top - height), (74 * s, 1.06 * d, height))
+            for side, top in self.tops.items()
         ]
+        self.domes.append(((4 * s, -0.34 * d, self.tops[1] - u(6, 14) - height), (72 * s, 0.72 * d, height)))
 
     def inside(self, x, y, z: float) -> np.ndarray | None:
         """Signed distance (mm) below the diaphragm; None where it is far above."""
@@ -40,44 +41,48 @@ class Lungs:
     def __init__(self, rng: np.random.Generator, wall: ThoraxWall, diaphragm: Diaphragm, place):
         u, s = rng.uniform, wall.scale
         self.wall, self.diaphragm, self.scale = wall, diaphragm, s
-        self.gradient, self.haze, self.twig_mm = u(25, 70), u(8, 16), u(0.15, 0.55)
+        self.gradient, self.haze, self.twig_mm = u(25, 70), u(8, 16), u(0.35, 0.7)
         self.oblique = {side: (u(-52, -38), u(0.75, 1.0), u(-0.002, 0.002), side * 70 * s) for side in (-1, 1)}
         self.horizontal = u(-42, -28), u(0.001, 0.003)
         self.shift = rng.uniform(0, 96, (6, 3))
         self.arteries, self.bronchi, self.veins = (VesselTree.join(t) for t in self._trees(rng, place))
 
-    def room(self, point) -> float:
-        """How far (mm) a point lies inside a lung, roughly: from the wall, the mediastinum and the diaphragm."""
-        x, y, z = point
-        middle = 24 + 16 * np.clip((-z - 20) / 40, 0, 1) + (26 * np.clip((-z - 40) / 30, 0, 1) if x > 0 else 0)
-        away = [self.wall.cavity_at(point), abs(x) - middle * self.scale]
-        below = self.diaphragm.inside(*np.float32([[x], [y]]), z)
-        return float(min(away + ([] if below is None else [-float(below[0])])))
+    def room(self, points: np.ndarray) -> np.ndarray:
+        """How far (mm) points (n, 3) lie inside a lung, roughly: from wall, mediastinum and diaphragm."""
+        x, y, z = points.T
+        before = np.clip((24 * self.scale - y) / 12, 0, 1)  # before the oesophagus: heart, and great vessels above
+        heart = np.interp(z, [-125, -100, -50, -25], [0, 1, 1, 0]) * np.where(x > 0, 56, 36)
+        middle = 28 + before * (heart + np.interp(z, [25, 50], [0, 18]))
+        wall = self.wall.cage_radius(z, np.arctan2(y, x)) - np.hypot(x, y)
+        domes = []
+        for (cx, cy, cz), (a, b, c) in self.diaphragm.domes:
+            k = np.sqrt(((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 + (np.maximum(z - cz, 0) / c) ** 2)
+            domes.append((k - 1) * c)
+        return np.minimum.reduce([wall, np.abs(x) - middle * self.scale, *domes])
 
-    def anywhere(self, rng: np.random.Generator, margin: float, accept=lambda point: True) -> np.ndarray:
-        """A random point at least ``margin`` mm inside a lung."""
-        w, d = self.wall.cage, self.wall.deep
-        for _ in range(3000):
-            point = np.array([rng.uniform(-w, w), rng.uniform(-d, d), rng.uniform(-140, 80)])
-            if self.room(point) > margin and accept(point):
-                return point
-        return np.array([-75.0 * self.scale, 10.0, -30.0])
+    def anywhere(self, rng: np.random.Generator, margin: float, low=(-999, -999, -999), high=(999, 999, 999), count=1):
+        """Random points (count, 3) at least ``margin`` mm inside a lung, between two corners of a box."""
+        corner = np.array([self.wall.cage, self.wall.deep, 0])
+        lowest, highest = np.maximum(-corner - (0, 0, 150), low), np.minimum(corner + (0, 0, 85), high)
+        found = np.zeros((0, 3))
+        while len(found) < count:
+            points = rng.uniform(lowest, highest, (64 + 4 * count, 3))
+            found = np.concatenate([found, points[self.room(points) > margin]])
+        return found[:count]
 
     def _trees(self, rng, place):
         """Arteries beside bronchi from the hila, veins from the left atrium's four corners."""
         arteries, bronchi, veins = [], [], []
         for side in (-1, 1):
-
-            def spread(count, side=side):
-                return np.array([self.anywhere(rng, 5, lambda p: p[0] * side > 0) for _ in range(count)])
-
-            tree, thick = self._grow(rng, place(side * 48, 0.8, -26), spread(130))
+            low, high = ((0, -999, -999), (999,) * 3) if side > 0 else ((-999,) * 3, (0, 999, 999))
+            ends = self.anywhere(rng, 4, low, high, 330)
+            tree, thick = self._grow(rng, place(side * 48, 0.8, -26), ends)
             arteries.append(tree)
             aside = np.array([side * 0.6, 1.3, 0.7])
             a, b = (p + aside * (r[:, None] + 1.0) for p, r in ((tree.a, tree.ra), (tree.b, tree.rb)))
             ra, rb = 0.95 * tree.ra - 0.15, 0.95 * tree.rb - 0.15
             bronchi.append(VesselTree(*(v[thick] for v in (a, b, ra, rb))))  # seen down to 1 mm
-            ends = spread(110)
+            ends = self.anywhere(rng, 4, low, high, 280)
             upper, lower = place(side * 48, 0.63, -32), place(side * 44, 0.93, -65)
             near = np.linalg.norm(ends - upper, axis=1) < np.linalg.norm(ends - lower, axis=1)
             veins += [self._grow(rng, start, ends[part])[0] for start, part in ((upper, near), (lower, ~near))]
@@ -106,7 +111,7 @@ class Lungs:
         cube = np.zeros(len(nodes))
         leaf = np.ones(len(nodes), bool)
         leaf[parent[1:]] = False
-        cube[leaf] = rng.uniform(0.55, 0.85, leaf.sum()) ** 2.7
+        cube[leaf] = rng.uniform(0.5, 0.95, leaf.sum()) ** 2.7
         for i in range(len(nodes) - 1, 0, -1):
             cube[parent[i]] += cube[i]
         r = np.minimum(cube ** (1 / 2.7), 5.5)
@@ -118,7 +123,7 @@ class Lungs:
         """Distance (mm) to the nearest fissure: the oblique ones, and the right lung's horizontal one."""
         out = None
         for side, (z0, slope, curve, cx) in self.oblique.items():
-            d = (z - z0 - slope * y - curve * ((x - cx) ** 2 - 900) + 4 * bend) / np.sqrt(1 + slope**2)
+            d = (z - z0 - slope * y - curve * ((x - cx) ** 2 - 900) + 2 * bend) / np.sqrt(1 + slope**2)
             d = np.where(x * side > 0, d, 99)
             if side < 0:
                 level, dome = self.horizontal
@@ -129,11 +134,11 @@ class Lungs:
         return out
 
     def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict) -> np.ndarray:
-        """Paint parenchyma, fissures and trees into the whole cavity; returns its coverage on the frame's box."""
-        z, box = canvas.z_mm, frame.box
+        """Paint parenchyma, fissures and trees into the whole cavity; returns its coverage (size, size)."""
+        z, box = canvas.z_mm, frame.inner
         x, y = canvas.grid(box)
         bend = canvas.sample(swell(1), box, 4.0, self.shift[0])
-        lung = frame.cavity - 0.7 - 0.8 * np.maximum(bend, 0)
+        lung = frame.on(box, frame.cavity) - 0.7 - 0.8 * np.maximum(bend, 0)
         haze = canvas.sample(cloud(3.0), box, 1.6, self.shift[1])
         lean = np.clip(y * np.float32(1 / self.wall.deep), -1, 1)
         value = hu["lung"] + self.haze * haze + self.gradient * 0.5 * lean + np.float32(20) * np.maximum(lean, 0) ** 3
@@ -141,14 +146,14 @@ class Lungs:
         strands = self._twigs(canvas, box, haze)
         near = self.fissures(x, y, z, bend)
         strands *= np.clip(np.abs(near) * np.float32(0.12), 0.15, 1)
-        canvas.blend(box, 0.55 * strands * inside, -100.0)
-        canvas.blend(box, 0.5 * canvas.line_coverage(near, 0.35) * inside, -250.0)
+        canvas.blend(box, 0.5 * strands * inside, -50.0)
+        canvas.blend(box, 0.5 * canvas.line_coverage(near, 0.25) * inside, -250.0)
         mask = np.zeros_like(canvas.values)
         mask[box] = inside
         self.veins.draw(canvas, hu["pulmonary vein"], ID["pulmonary vein"], mask=mask)
         self.arteries.draw(canvas, hu["pulmonary artery"], ID["pulmonary artery"], mask=mask)
         self.draw_bronchi(canvas, hu, mask)
-        return inside
+        return mask
 
     def draw_bronchi(self, canvas: Canvas, hu: dict, mask: np.ndarray) -> None:
         """Walls, then air, within a mask."""
@@ -162,5 +167,5 @@ class Lungs:
     def _twigs(self, canvas, box, haze):
         s1 = canvas.sample(sheets(1), box, 1.0, self.shift[2])
         s2 = canvas.sample(sheets(3), box, 1.0, self.shift[3])
-        size = np.clip(self.twig_mm + 0.25 * haze, 0, 0.8)
+        size = np.clip(self.twig_mm + 0.25 * haze, 0, 1.0)
         return canvas.line_coverage(np.sqrt(s1 * s1 + s2 * s2), size)

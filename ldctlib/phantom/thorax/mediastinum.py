@@ -8,18 +8,62 @@ from ldctlib.phantom.canvas import Canvas, Tube, ellipsoid, smooth_path
 from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import sheets, swell
 from ldctlib.phantom.thorax.heart import Heart
+from ldctlib.phantom.thorax.lungs import Diaphragm
 from ldctlib.phantom.thorax.wall import ThoracicSpine, ThoraxFrame, ThoraxWall, smooth_max
 
-STATIONS = (
-    (-20, 0.66, 18),
-    (2, 0.88, -20),
-    (26, 0.66, 6),
-    (-14, 0.4, 26),
-    (-44, 0.72, -34),
-    (46, 0.7, -32),
-    (10, 0.2, 10),
-)
+STATIONS = ((-20, 0.66, 18), (2, 0.88, -20), (26, 0.66, 6), (-14, 0.4, 26), (-44, 0.72, -34), (46, 0.7, -32))
 """Where lymph nodes lie (x, share of the way from sternum to spine, z): paratracheal, subcarinal, hilar, …"""
+
+
+WIDTH_Z = (-120, -40, 0, 30, 60, 90)
+WIDTH_SHARES = (0, 0.12, 0.3, 0.6, 0.9, 1.15, 1.8)
+WIDTHS = (
+    *((30, 18, 16, 18, 36, 42), (26, 10, 5, 12, 34, 40), (24, 10, 9, 18, 32, 36)),
+    *((10, 8, 18, 22, 26, 30), (5, 5, 14, 16, 20, 24), (16, 17, 18, 18, 20, 22), (15, 15, 15, 15, 16, 17)),
+)
+"""Half width (mm) of the column of fat by share of the way from sternum to spine, at those z."""
+
+
+# fmt: off
+AORTA = (
+    (4, .46, -64), (-9, .43, -48), (-17, .44, -28), (-19, .47, -6), (-14, .52, 13), (-3, .6, 25), (9, .72, 29),
+    (19, .85, 23), (25, .95, 8), (27, 1, -20), (25, 1.02, -70), (16, .96, -110), (10, .86, -150), (8, .82, -185),
+)
+BRANCHES_OF_THE_ARCH = (
+    ("brachiocephalic", (6.5, 6), (-5, .58, 26), (-12, .54, 45), (-21, .48, 64)),
+    ("right carotid", (4, 3.6), (-20, .48, 62), (-26, .44, 112)),
+    ("right subclavian", (5, 4), (-20, .48, 62), (-40, .6, 80), (-68, .3, 86), (-112, .25, 72)),
+    ("left carotid", (4, 3.6), (6, .64, 28), (13, .58, 56), (26, .46, 112)),
+    ("left subclavian", (5.5, 5, 4), (17, .76, 26), (26, .82, 56), (40, .72, 78), (68, .3, 86), (112, .25, 72)),
+)
+PULMONARY_VEINS = (
+    ("right upper", (-14, .76, -50), (-32, .68, -42), (-48, .63, -32)),
+    ("right lower", (-18, .84, -60), (-44, .93, -65)),
+    ("left upper", (18, .74, -48), (36, .66, -40), (48, .63, -32)),
+    ("left lower", (20, .86, -58), (44, .93, -65)),
+)
+PULMONARY_ARTERIES = (
+    ("right pulmonary", (11, 10, 10, 8, 6, 4.5),
+     (16, .56, -16), (0, .69, -19), (-20, .71, -21), (-38, .73, -25), (-50, .8, -36), (-53, .86, -58)),
+    ("left pulmonary", (11, 11, 9, 7, 4.5),
+     (18, .5, -17), (32, .68, -9), (45, .8, -13), (51, .88, -28), (53, .92, -48)),
+    ("trunk", (13, 13.5, 13), (8, .28, -64), (18, .32, -44), (21, .44, -26), (17, .56, -15)),
+)
+AIRWAYS = (
+    ("left main", (7, 6, 5.5), (3, .79, 2), (18, .83, -17), (38, .86, -31)),
+    ("left lower bronchus", (5, 4), (36, .86, -30), (49, .95, -60)),
+    ("left upper bronchus", (5, 4), (35, .85, -29), (52, .7, -24)),
+    ("right main", (7.5, 7), (3, .79, 2), (-13, .81, -13), (-29, .83, -24)),
+    ("intermediate", (6, 5, 4), (-28, .83, -23), (-39, .86, -46), (-47, .93, -66)),
+    ("right upper bronchus", (5, 4), (-18, .82, -16), (-46, .78, -8)),
+    ("trachea", (8.5, 8.5, 9), (0, .42, 112), (0, .48, 80), (1, .59, 50), (3, .7, 25), (3, .79, 0)),
+)
+OESOPHAGUS = (
+    (3, .84, 112), (4, .84, 80), (5, .86, 50), (7, .91, 20), (5, .93, -10), (5, .95, -50), (9, .93, -80),
+    (20, .82, -118), (28, .7, -132),
+)
+AZYGOS = (-9, 1.02, -150), (-8, 1.02, -20), (-13, .97, 8), (-26, .82, 13), (-32, .62, 9)
+# fmt: on
 
 
 class Mediastinum:
@@ -63,7 +107,7 @@ class Mediastinum:
         tubes = {}
 
         def tube(name, tissue, label, radii, *knots, rim=0.0):
-            points = smooth_path([self.place(*k) if len(k) == 3 else k[:3] for k in knots], 2.0, rng, 0.8)
+            points = smooth_path([self.place(*k) for k in knots], 2.0, rng, 0.8)
             r = np.interp(np.linspace(0, 1, len(points)), np.linspace(0, 1, len(radii)), radii)
             keep = [0]
             for i in range(1, len(points)):  # balls at most half a radius apart
@@ -71,109 +115,31 @@ class Mediastinum:
                     keep.append(i)
             tubes[name] = Tube(points[keep], r[keep] * np.sqrt(s)), tissue, label, rim
 
-        def vein(name, radii, *knots, tissue="superior cava", label="superior vena cava"):
-            tube(name, tissue, label, radii, *knots)
-
-        outward = {side: (side * 1.0, self.wall) for side in (-1, 1)}
-        del outward
-        vein(
-            "azygos",
-            (3.0, 3.6),
-            (-9, 1.02, -150),
-            (-8, 1.02, -20),
-            (-13, 0.97, 8),
-            (-26, 0.82, 13),
-            (-32, 0.62, 9),
-            tissue="cava",
-            label="vessel",
-        )
-        vein(
-            "inferior",
-            (12, 11),
-            (-22, 0.8, -175),
-            (-24, 0.78, -115),
-            (-30, 0.68, -90),
-            tissue="cava",
-            label="vena cava",
-        )
-        vein(
-            "left innominate", (6.5, 7.5), (46, 0.34, 68), (30, 0.18, 56), (4, 0.2, 46), (-24, 0.42, 36), label="vessel"
-        )
-        vein("right innominate", (6.5, 7.5), (-46, 0.36, 68), (-37, 0.36, 55), (-31, 0.48, 38), label="vessel")
+        trunk, bore, artery, vein = u(0.9, 1.12), u(0.85, 1.1), ("aorta", "vessel"), ("superior cava", "vessel")
+        tube("azygos", "cava", "vessel", (3.0, 3.6), *AZYGOS)
+        tube("inferior cava", "cava", "vena cava", (12, 11), (-22, 0.8, -175), (-24, 0.78, -115), (-30, 0.68, -90))
+        tube("left innominate", *vein, (6.5, 7.5), (46, 0.34, 68), (30, 0.18, 56), (4, 0.2, 46), (-24, 0.42, 36))
+        tube("right innominate", *vein, (6.5, 7.5), (-46, 0.36, 68), (-37, 0.36, 55), (-31, 0.48, 38))
         for side in (-1, 1):
-            vein(f"jugular {side}", (6, 6.5), (side * 36, 0.36, 112), (side * 42, 0.36, 66), label="vessel")
-            vein(
-                f"subclavian vein {side}",
-                (6, 5.5),
-                (side * 46, 0.36, 68),
-                (side * 74, -0.05, 76),
-                (side * 118, 0.2, 62),
-                label="vessel",
-            )
-        vein("superior cava", (8, 9.5, 10), (-31, 0.5, 42), (-33, 0.57, 20), (-33, 0.6, -20), (-33, 0.56, -62))
-        artery = dict(tissue="aorta", label="vessel")
-        for name, radii, *knots in (
-            ("brachiocephalic", (6.5, 6), (-5, 0.58, 26), (-12, 0.54, 45), (-21, 0.48, 64)),
-            ("right carotid", (4, 3.6), (-20, 0.48, 62), (-26, 0.44, 112)),
-            ("right subclavian", (5, 4), (-20, 0.48, 62), (-40, 0.6, 80), (-68, 0.3, 86), (-112, 0.25, 72)),
-            ("left carotid", (4, 3.6), (6, 0.64, 28), (13, 0.58, 56), (26, 0.46, 112)),
-            (
-                "left subclavian",
-                (5.5, 5, 4),
-                (17, 0.76, 26),
-                (26, 0.82, 56),
-                (40, 0.72, 78),
-                (68, 0.3, 86),
-                (112, 0.25, 72),
-            ),
-        ):
-            tube(name, artery["tissue"], artery["label"], radii, *knots)
-        for name, radii, *knots in (
-            ("right upper", (6, 5), (-14, 0.76, -50), (-32, 0.68, -42), (-48, 0.63, -32)),
-            ("right lower", (6, 5), (-18, 0.84, -60), (-44, 0.93, -65)),
-            ("left upper", (6, 5), (18, 0.74, -48), (36, 0.66, -40), (48, 0.63, -32)),
-            ("left lower", (6, 5), (20, 0.86, -58), (44, 0.93, -65)),
-        ):
-            tube(name, "pulmonary vein", "pulmonary vein", radii, *knots)
-        trunk = u(0.9, 1.12)
-        right = (16, 0.56, -16), (0, 0.69, -19), (-20, 0.71, -21), (-38, 0.73, -25), (-50, 0.8, -36), (-53, 0.86, -58)
-        left = (18, 0.5, -17), (32, 0.68, -9), (45, 0.8, -13), (51, 0.88, -28), (53, 0.92, -48)
-        stem = (8, 0.28, -64), (18, 0.32, -44), (21, 0.44, -26), (17, 0.56, -15)
-        for name, radii, knots in (
-            ("right pulmonary", (11, 10, 10, 8, 6, 4.5), right),
-            ("left pulmonary", (11, 11, 9, 7, 4.5), left),
-            ("trunk", (13, 13.5, 13), stem),
-        ):
+            tube(f"jugular {side}", *vein, (6, 6.5), (side * 36, 0.36, 112), (side * 42, 0.36, 66))
+            knots = (side * 46, 0.36, 68), (side * 74, -0.05, 76), (side * 118, 0.2, 62)
+            tube(f"subclavian vein {side}", *vein, (6, 5.5), *knots)
+        knots = (-31, 0.5, 42), (-33, 0.57, 20), (-33, 0.6, -20), (-33, 0.56, -62)
+        tube("superior cava", "superior cava", "superior vena cava", (8, 9.5, 10), *knots)
+        for name, radii, *knots in BRANCHES_OF_THE_ARCH:
+            tube(name, *artery, radii, *knots)
+        for name, *knots in PULMONARY_VEINS:
+            tube(name, "pulmonary vein", "pulmonary vein", (6, 5), *knots)
+        for name, radii, *knots in PULMONARY_ARTERIES:
             tube(name, "pulmonary artery", "pulmonary artery", np.array(radii) * trunk, *knots)
-        knots = [(4, 0.46, -64), (-9, 0.43, -48), (-17, 0.44, -28), (-19, 0.47, -6), (-14, 0.52, 13), (-3, 0.6, 25)]
-        knots += [(9, 0.72, 29), (19, 0.85, 23), (25, 0.95, 8), (27, 1.0, -20), (25, 1.02, -70), (18, 1.0, -110)]
         radii = np.array([14, 15, 16, 15.5, 15, 14.5, 13.5, 13, 12.5, 12, 12, 11.5, 11, 11]) * wide
-        tube("aorta", "aorta", "aorta", radii, *knots, (11, 0.95, -150), (8, 0.9, -185), rim=1.2)
-        knots = (3, 0.84, 112), (4, 0.84, 80), (5, 0.86, 50), (7, 0.91, 20), (5, 0.93, -10), (5, 0.95, -50)
-        tube(
-            "oesophagus",
-            "wall",
-            "oesophagus",
-            (6, 7, 7, 7, 6.5, 7, 8),
-            *knots,
-            (9, 0.93, -80),
-            (20, 0.82, -118),
-            (32, 0.62, -145),
-        )
-        bore = u(0.85, 1.1)
-        for name, radii, *knots in (
-            ("left main", (7, 6, 5.5), (3, 0.79, 2), (18, 0.83, -17), (38, 0.86, -31)),
-            ("left lower bronchus", (5, 4), (36, 0.86, -30), (49, 0.95, -60)),
-            ("left upper bronchus", (5, 4), (35, 0.85, -29), (52, 0.7, -24)),
-            ("right main", (7.5, 7), (3, 0.79, 2), (-13, 0.81, -13), (-29, 0.83, -24)),
-            ("intermediate", (6, 5, 4), (-28, 0.83, -23), (-39, 0.86, -46), (-47, 0.93, -66)),
-            ("right upper bronchus", (5, 4), (-18, 0.82, -16), (-46, 0.78, -8)),
-            ("trachea", (8.5, 8.5, 9), (0, 0.42, 112), (0, 0.48, 80), (1, 0.59, 50), (3, 0.7, 25), (3, 0.79, 0)),
-        ):
+        tube("aorta", "aorta", "aorta", radii, *AORTA, rim=1.2)
+        tube("oesophagus", "wall", "oesophagus", (6, 7, 7, 7, 6.5, 7, 8), *OESOPHAGUS)
+        for name, radii, *knots in AIRWAYS:
             tube(name, "air", "airway", np.array(radii) * bore, *knots, rim=1.3)
         return tubes
 
-    def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict) -> None:
+    def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict, diaphragm: Diaphragm) -> None:
         """Fat over the lungs, then what lies in it."""
         z, s = canvas.z_mm, self.wall.scale
         box = canvas.box(-125 * s, 125 * s, self.wall.front_at(z) - 2, self.spine.at(z)[1] + 40)
@@ -182,13 +148,13 @@ class Mediastinum:
         cavity = frame.on(box, frame.cavity)
         # the column between sternum and spine is narrow where the lungs nearly meet in front
         share = (y - np.float32(front)) / np.float32(back - front)
-        across = [
-            float(np.interp(z, [-120, -40, 0, 30, 60, 90], v))
-            for v in ((26, 8, 6, 16, 34, 40), (24, 10, 10, 20, 30, 32))
-        ]
-        wide = np.interp(share, [0, 0.25, 0.6, 1.0, 1.3, 1.8], [*across, 22, 19, 20, 17]) * s * self.width
+        widths = [float(np.interp(z, WIDTH_Z, column)) * s * self.width for column in WIDTHS]
+        wide = np.mean([np.interp(share + v, WIDTH_SHARES, widths) for v in (-0.09, -0.045, 0, 0.045, 0.09)], axis=0)
         bend = canvas.sample(swell(1), box, 3.0, self.shift[0])
-        middle = (4 * s * np.clip(1 - share, 0, 1)).astype(np.float32)
+        at = float(
+            self.tubes["oesophagus"][0].points[np.argmin(np.abs(self.tubes["oesophagus"][0].points[:, 2] - z)), 0]
+        )
+        middle = np.interp(share, [0, 0.5, 0.9, 1.1], [3 * s, 4 * s, at, self.spine.at(z)[0]]).astype(np.float32)
         fat = wide.astype(np.float32) - np.abs(x - middle) + 2 * bend
         cut = {}
         for name, (tube, *_) in self.tubes.items():
@@ -196,17 +162,22 @@ class Mediastinum:
             if shape is None:
                 continue
             cut[name] = shape
-            part, d, _ = shape
-            self._union(box, fat, part, d + 3.5, 4)
+            if name != "inferior cava":  # the liver embraces it
+                self._union(box, fat, shape[0], shape[1] + 3.5, 4)
+        below = diaphragm.inside(x, y, z)
         heart = self.heart.distance(canvas)
         if heart is not None:
-            self._union(box, fat, heart[0], heart[1] + 1.2 + np.maximum(2.5 * heart[3], 0), 6)
-        fat = np.minimum(fat, cavity + 1.5)
-        inside = canvas.paint(box, fat, hu["fat"], ID["mediastinal fat"])
+            self._union(box, fat, heart[0], heart[1] + 1.2 + np.maximum(2 * heart[3], 0), 6)
+        fat = np.minimum(fat, cavity + 1.5 if below is None else np.minimum(cavity + 1.5, 9 - below))
+        canvas.paint(box, fat, hu["fat"], ID["mediastinal fat"])
         strands = canvas.line_coverage(canvas.sample(sheets(2), box, 0.9, self.shift[1]) * np.float32(0.9), 0.2)
         canvas.blend(box, strands * self.strand * canvas.coverage(fat - 2), hu["fat"] + 90)
-        for part, d in (shape[:2] for shape in [heart] if shape is not None):
+        if heart is not None:
+            part = heart[0]
             limit = np.minimum(frame.on(part, frame.cavity) - 1, np.float32(back - 8) - canvas.grid(part)[1])
+            below = diaphragm.inside(*canvas.grid(part), z)
+            if below is not None:  # the heart dents the diaphragm a little
+                limit = np.minimum(limit, 8 - below)
             self.heart.draw(canvas, heart, limit, hu)
         self._draw_nodes(canvas, hu)
         for name, (box, d, _) in cut.items():

@@ -46,7 +46,7 @@ class Thorax:
         lung = self.lungs.draw(canvas, frame, hu)
         self.findings.draw(canvas, frame, hu, lung)
         self.abdomen.draw(canvas, frame, hu)
-        self.mediastinum.draw(canvas, frame, hu)
+        self.mediastinum.draw(canvas, frame, hu, self.diaphragm)
         self.spine.draw(canvas, frame, hu)
         grain = canvas.sample(cloud(2.5), frame.box, 0.75, self.shift)
         canvas.values[frame.box] += grain * self.texture_hu[canvas.labels[frame.box]]

@@ -29,18 +29,19 @@ class UpperAbdomen:
         self.veins = VesselTree.join([VesselTree.grow(rng, top, v, **look) for v in directions])
 
     def draw(self, canvas: Canvas, frame: ThoraxFrame, hu: dict) -> None:
-        z, box = canvas.z_mm, frame.box
+        z, box = canvas.z_mm, frame.inner
         x, y = canvas.grid(box)
         d = self.diaphragm.inside(x, y, z)
         if d is None or not (d > -3).any():
             return
         bend = canvas.sample(swell(2), box, 3.5, self.shift[0])
-        d = np.minimum(d + 1.5 * bend, frame.cavity - 1)
-        canvas.paint(box, np.minimum(d + 2, frame.cavity), hu["muscle"] - 10, ID["diaphragm"])
+        cavity = frame.on(box, frame.cavity)
+        d = np.minimum(d + 0.8 * bend, cavity - 1)
+        canvas.paint(box, np.minimum(d + 1.3, cavity), hu["muscle"] - 10, ID["diaphragm"])
         canvas.paint(box, d, hu["fat"], ID["visceral fat"])
         right = np.float32(6 * self.scale) - x + 5 * bend  # the right lobe fills its dome
         lobe = ellipsoid_distance(x, y, z, *self.left_lobe) + 2 * bend
-        liver = np.minimum(smooth_max(right, lobe, 10), d - 0.8 - 0.8 * np.maximum(bend, 0))
+        liver = np.minimum(smooth_max(right, lobe, 10), d - 0.2 - 0.5 * np.maximum(bend - 0.5, 0))
         canvas.paint(box, liver, hu["liver"], ID["liver"])
         mask = np.zeros_like(canvas.values)
         mask[box] = canvas.coverage(liver - 1.5)
@@ -55,7 +56,8 @@ class UpperAbdomen:
                 continue
             part, e = shape
             e = e + 1.5 * canvas.sample(swell(0), part, 2.4, self.shift[0])
-            e = np.minimum(e, frame.on(part, d) - 1.5)
+            e = np.minimum(e, self.diaphragm.inside(*canvas.grid(part), z) - 1.5)
+            e = np.minimum(e, frame.on(part, frame.cavity) - 2.5)
             canvas.paint(part, e + 1, hu["fat"])
             if organ == "spleen":
                 canvas.paint(part, e, hu["spleen"], ID["spleen"])

@@ -32,22 +32,22 @@ def smooth_max(a, b, over: float):
 
 
 class ThoraxWall(Wall):
-    """Outline, fat, breasts, muscles, ribs, sternum, shoulder girdle and the couch. ``scale`` is 1 in a middling man."""
+    """Outline, fat, breasts, muscles, ribs, sternum, shoulder girdle and the couch; ``scale`` is about 1."""
 
     def __init__(self, rng: np.random.Generator):
         u = rng.uniform
         self.female = bool(rng.random() < 0.5)
-        self.cage = float(np.clip(rng.normal(124 if self.female else 135, 7), 108, 152))
-        self.scale = self.cage / 132
-        self.deep = self.cage * u(0.56, 0.67)
+        self.cage = float(np.clip(rng.normal(130 if self.female else 142, 7), 112, 160))
+        self.scale = self.cage / 138
+        self.deep = self.cage * u(0.56, 0.68)
         self.half_width, self.half_depth, self.axis_y = self.cage, self.deep, 0.0
         self.power = u(2.2, 2.6)
         self.harmonics = [(k, u(0.003, 0.012) / (k - 1), u(0, 2 * np.pi), u(-0.01, 0.01)) for k in (2, 3, 4, 5)]
         thin = float(np.clip(rng.lognormal(2.5, 0.5), 3, 30))
         self.fat_mm = dict(all=thin * 0.5, front=thin * u(0.1, 0.5), side=thin * u(0.3, 1.0), back=thin * u(0.2, 1.0))
         self.furrow_mm, self.lean = u(1, 4), 1.0 if self.female else u(1.15, 1.5)
-        self.pectoral, self.lateral, self.back_mm = 11 * self.lean * u(0.7, 1.2), u(7, 14) * self.lean, u(20, 26)
-        self.shoulder = self.cage * u(1.28, 1.38)
+        self.pectoral, self.lateral, self.back_mm = 11 * self.lean * u(0.7, 1.2), u(3, 8) * self.lean, u(20, 26)
+        self.shoulder = self.cage * u(1.2, 1.28)
         self.breast = dict(mm=u(12, 45), at=u(0.5, 0.75), width=u(0.28, 0.38), z=u(-62, -45), tall=u(34, 48))
         self.breast |= dict(gland=u(-1.3, 0.6))
         self.fatty_muscle, self.septa = u(0.2, 0.9), u(0.3, 0.9)
@@ -64,22 +64,25 @@ class ThoraxWall(Wall):
         self.table_y = self.axis_y + lowest + 2 + (self.table_gap or 0)
         self.field_of_view_mm = float(np.clip(2 * widest * u(1.02, 1.12), 330, 480))
 
+    def profile(self, z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Half width, half depth and shift backwards (mm) of the rib cage's inside at z (number or array)."""
+        width, depth, shift = (np.interp(z, KNOTS_Z, v) for v in (CAGE_WIDTH, CAGE_DEPTH, CAGE_SHIFT))
+        return self.cage * width, self.deep * depth, self.deep * shift
+
     def back_at(self, z: float) -> float:
         """y of the rib cage's back, which the spine follows."""
-        depth, shift = (float(np.interp(z, KNOTS_Z, v)) for v in (CAGE_DEPTH, CAGE_SHIFT))
-        return self.deep * (depth + shift)
+        _, depth, shift = self.profile(z)
+        return float(shift + depth)
 
     def front_at(self, z: float) -> float:
         """y of the rib cage's front."""
-        depth, shift = (float(np.interp(z, KNOTS_Z, v)) for v in (CAGE_DEPTH, CAGE_SHIFT))
-        return self.deep * (shift - depth)
+        _, depth, shift = self.profile(z)
+        return float(shift - depth)
 
-    def cage_radius(self, z: float, theta: np.ndarray | float = THETA) -> np.ndarray:
-        """Radius of the rib cage's inside by angle (mm)."""
-        width, depth, shift = (float(np.interp(z, KNOTS_Z, v)) for v in (CAGE_WIDTH, CAGE_DEPTH, CAGE_SHIFT))
-        n, cos, sin = self.power, np.cos(theta), np.sin(theta)
-        radius = (np.abs(cos / (self.cage * width)) ** n + np.abs(sin / (self.deep * depth)) ** n) ** (-1 / n)
-        radius = radius + self.deep * shift * sin
+    def cage_radius(self, z, theta=THETA) -> np.ndarray:
+        """Radius of the rib cage's inside (mm) by angle; z and theta broadcast."""
+        (width, depth, shift), n, cos, sin = self.profile(z), self.power, np.cos(theta), np.sin(theta)
+        radius = (np.abs(cos / width) ** n + np.abs(sin / depth) ** n) ** (-1 / n) + shift * sin
         for k, amplitude, phase, drift in self.harmonics:
             radius = radius * (1 + amplitude * np.cos(k * (theta - np.pi / 2) + 0.4 * np.sin(phase + drift * z)))
         return radius
@@ -93,12 +96,12 @@ class ThoraxWall(Wall):
         thick += 26 * s * girdle * bump(FROM_BACK - 0.95, 0.36) + self.lateral * bump(FROM_BACK - 1.5, 0.4)
         thick += self.back_mm * bump(FROM_BACK, 0.5) * (0.9 + 0.2 * girdle) - 3 * bump(FROM_BACK, 0.07)
         # the shoulders: a wide flat shape that the wall reaches towards the head
-        wide = float(np.interp(z, [-60, 0, 40, 70, 95], [0.86, 0.95, 1.0, 1.03, 1.03])) * self.shoulder
+        wide = float(np.interp(z, [-60, 0, 40, 70, 95], [0.85, 0.93, 1.0, 1.04, 1.04])) * self.shoulder
         front, back = self.front_at(z) - 14 - 4 * self.lean, self.back_at(z) + 28
         depth, middle = (back - front) / 2, (back + front) / 2
         round_ = (np.abs(np.cos(THETA) / wide) ** 2.5 + np.abs(np.sin(THETA) / depth) ** 2.5) ** (-1 / 2.5)
         shoulders = round_ + middle * np.sin(THETA)
-        rise = float(np.clip((z + 60) / 70, 0, 1))
+        rise = float(np.clip((z + 40) / 60, 0, 1))
         radius = smooth_max(shoulders - (1 - rise) * 60, cage + thick, 8)
         f = self.fat_mm
         fat = f["all"] + f["front"] * bump(FROM_FRONT, 0.7) + f["back"] * bump(FROM_BACK - 0.75, 0.4)
@@ -107,23 +110,19 @@ class ThoraxWall(Wall):
             b = self.breast
             tall = bump(z - b["z"], b["tall"])
             fat = fat + b["mm"] * tall * bump(FROM_FRONT - b["at"] - 0.1 * (1 - tall), b["width"])
+        # the couch flattens the back
+        flat = float(np.interp(0.5, FROM_BACK[1024:2048], (radius + fat)[1024:2048])) * np.cos(0.5) * 1.02
+        skin = -smooth_max(-(radius + fat), -flat / np.maximum(np.sin(THETA), 0.05), 5)
+        radius = np.minimum(radius, skin - 2.2)
         slope = np.gradient(radius, THETA[1])
         normal = 1 / np.sqrt(1 + (slope / radius) ** 2)
-        return (
-            radius.astype(np.float32),
-            np.maximum(fat, 2.2).astype(np.float32),
-            (((radius - cage) * normal).astype(np.float32)),
-        )
-
-    def cavity_at(self, point) -> float:
-        """How far (mm) a point lies inside the rib cage."""
-        x, y, z = point
-        return float(self.cage_radius(z, np.arctan2(y - self.axis_y, x)) - np.hypot(x, y - self.axis_y))
+        return tuple(v.astype(np.float32) for v in (radius, skin - radius, (radius - cage) * normal))
 
     def draw(self, canvas: Canvas, frame: Frame, hu: dict) -> None:
         """All of the wall; the cavity is left filled with fat."""
         super().draw(canvas, frame, hu)
         out = -frame.cavity
+        self._draw_clefts(canvas, frame, hu)
         self._draw_axillae(canvas, frame, hu, out)
         if self.female:
             self._draw_breasts(canvas, frame, hu)
@@ -131,6 +130,19 @@ class ThoraxWall(Wall):
         if canvas.z_mm > self.scapula_z:
             for side in (-1, 1):
                 self._draw_girdle(canvas, frame, hu, side)
+
+    def _draw_clefts(self, canvas, frame, hu):
+        """Fat between the muscles of chest, back and shoulder, in sheets of varying width."""
+        girdle = float(np.interp(canvas.z_mm, [-80, 0, 60], [0.3, 1.0, 1.3]))
+        bend = canvas.sample(swell(3), frame.box, 2.4, self.shift[2])
+        part = frame.depth / np.maximum(frame.wall, 8)
+        clefts = np.zeros_like(bend)
+        for at, wide in ((0.24, 1.0), (0.5, 1.2), (0.74, 0.8)):
+            line = (part - at - 0.05 * bend) * frame.wall
+            width = np.maximum(wide * girdle * self.fatty_muscle * (1.3 * bend + 0.5), 0)
+            np.maximum(clefts, canvas.line_coverage(line, np.minimum(width, 0.12 * frame.wall)), out=clefts)
+        inside = canvas.coverage(np.minimum(frame.depth - 2, -frame.cavity - 11))
+        canvas.blend(frame.box, 0.9 * clefts * inside, hu["fat"] + 15)
 
     def _draw_axillae(self, canvas, frame, hu, out):
         """The fat between the pectoral muscles and latissimus, and between the muscles of the back."""
@@ -142,7 +154,12 @@ class ThoraxWall(Wall):
                 box, d = shape
                 bend = canvas.sample(swell(1), box, 2.5, self.shift[2])
                 d = np.minimum(d + 4 * bend, np.minimum(frame.on(box, out) - 13, frame.on(box, frame.depth) - 4))
-                canvas.paint(box, d, hu["fat"], ID["subcutaneous fat"])
+                inside = canvas.paint(box, d, hu["fat"], ID["subcutaneous fat"])
+                strands = canvas.sample(sheets(3), box, 1.2, self.shift[5]) * np.float32(1.2)
+                twigs = canvas.sample(sheets(1), box, 1.2, self.shift[4]) * np.float32(1.2)
+                canvas.blend(box, canvas.line_coverage(strands, 0.25) * inside * 0.6, hu["fat"] + 90)
+                twigs = np.sqrt(strands * strands + twigs * twigs)
+                canvas.blend(box, canvas.line_coverage(twigs, 1.3 + 0.6 * bend) * inside, hu["muscle"])
 
     def _draw_breasts(self, canvas, frame, hu):
         """Glandular tissue in strands and lumps within the fat, denser behind the nipple."""
@@ -164,7 +181,7 @@ class ThoraxWall(Wall):
         )
         gland = (lumps + reach.take(frame.index[part]) + b["gland"]) * 3
         d = np.minimum(gland, inside[part])
-        canvas.blend(box, canvas.coverage(d), hu["gland"], ID["breast"])
+        canvas.blend(box, canvas.coverage(0.4 * d), hu["gland"], ID["breast"])
 
     def _bone(self, canvas, hu, d, inner, label, shell=1.0):
         bone = hu["rib"] + (0.8 * hu["cortical"] - hu["rib"]) * canvas.coverage(shell - d)
@@ -217,13 +234,13 @@ class ThoraxWall(Wall):
         lateral = float(np.interp(z, [self.scapula_z, 0, 50, 90], [1.05, 1.3, 1.42, 1.5]))
         phi = medial + (lateral - medial) * t
         x, y = self._beside(frame, phi, 0.34 + 0.1 * t - 0.06 * np.sin(np.pi * t), side)
-        radii = np.interp(t, [0, 0.12, 0.3, 0.8, 1], [2.0, 1.3, 1.1, 1.6, 4.2])
+        radii = np.interp(t, [0, 0.12, 0.3, 0.8, 1], [1.8, 1.1, 0.9, 1.4, 4.2])
         if z < 78:
             self._capsules(canvas, frame, hu, np.stack([x, y, np.full(8, z)], 1), radii, "scapula")
         if z < 25:
             return
         # the spine of the scapula, the acromion, the glenoid, the coracoid process
-        (bx, rx), (by, ry) = x[[2, -1]], y[[2, -1]]
+        bx, by, ry = x[2], y[2], y[-1]
         wide = 1.02 * self.shoulder
         ridge = [
             (bx, by + 4, 42),
@@ -266,11 +283,13 @@ class ThoraxWall(Wall):
 
 
 class ThoraxFrame(Frame):
-    """The maps of one slice of a thorax, with its ``z``."""
+    """The maps of one slice of a thorax, its ``z``, and the box ``inner`` that holds the cavity."""
 
     def __init__(self, wall: ThoraxWall, canvas: Canvas):
         super().__init__(wall, canvas)
         self.z = canvas.z_mm
+        x, y = wall.cage_radius(self.z) * np.cos(THETA), wall.cage_radius(self.z) * np.sin(THETA)
+        self.inner = canvas.box(x.min() - 2, x.max() + 2, y.min() - 2, y.max() + 2)
 
 
 class ThoracicSpine(Spine):
@@ -299,7 +318,9 @@ class ThoracicSpine(Spine):
         back = self.back_at(z) - cy
         for side in (-1, 1):  # the muscles in the groove beside the spinous processes
             shape = ellipsoid(canvas, (cx + side * 23, cy + 0.68 * back, z), (19, 0.3 * back, 1e3), side * -0.2, 3)
-            inside = np.minimum(shape[1] + wobble.mean(), frame.on(shape[0], frame.depth) - 2)
+            inside = np.minimum(
+                shape[1] + canvas.sample(swell(2), shape[0], 2.0, self.shift[0]), frame.on(shape[0], frame.depth) - 2
+            )
             canvas.paint(shape[0], inside, hu["muscle"], ID["muscle"])
             bend = canvas.sample(sheets(1), shape[0], 0.9, self.shift[1]) * np.float32(0.9)
             canvas.blend(
