@@ -122,7 +122,7 @@ def test_images_are_windowed_resized_and_normalised():
     x = torch.tensor([-160.0, 40.0, 240.0, 900.0]).reshape(1, 1, 1, 4).expand(1, 1, 32, 4).repeat_interleave(8, 3)
     values = clip.pixel_values(x)
     assert values.shape == (1, 3, 32, 32)
-    soft = values[0, 0, 0, ::8] * 0.25 + 0.5
+    soft = values[0, 0, 0, ::8] * clip.std[0, 0, 0] + clip.mean[0, 0, 0]
     assert soft.tolist() == pytest.approx([0, 0.5, 1, 1], abs=1e-6)
     one = Clip(clip.model, clip.words, clip.prompts)  # CLIP's own: one window, three equal channels
     values = one.pixel_values(x) * torch.tensor(CLIP_STD)[:, None, None] + torch.tensor(CLIP_MEAN)[:, None, None]

@@ -59,9 +59,7 @@ def updates(context: Context):
             "words": word_loss(of_words + model.logit_bias, truth, weights),
             # which of the images a word is about: how often it holds does not help here
             "contrast": contrast(of_words.T, truth.T),
-            "captions": symmetric_contrast(
-                scale * images @ captions.T, caption_truth(truth, batch["caption_words"])
-            ),
+            "captions": symmetric_contrast(scale * images @ captions.T, caption_truth(truth, batch["caption_words"])),
         }
         return terms | {"loss": terms["contrast"] + 0.25 * terms["captions"] + WORD_WEIGHT * terms["words"]}
 
