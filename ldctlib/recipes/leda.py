@@ -137,9 +137,9 @@ def vqgan_updates(context: Context):
 VOCABULARY: dict[str, Any] = dict(codebook_size=300, embed_dim=128)
 """V and C of the small CLIP that ships; PubMedCLIP has 49,408 words of 512 numbers."""
 
-SMALL_VQGAN: dict[str, Any] = dict(width=16, channel_mult=[3, 4, 6], z_channels=96, norm_groups=8, unshuffle=2)
+SMALL_VQGAN: dict[str, Any] = dict(width=16, channel_mult=[3, 4, 6], z_channels=128, norm_groups=8, unshuffle=2)
 """8-fold downsampling: 256 x 256 pixels become the published 32 x 32 grid. 26 thousand multiply-adds a pixel in the
-encoder, 61 thousand in the decoder, against 0.2 and 0.5 million of the published size, for as many more steps."""
+encoder, 61 thousand in the decoder, against 142 and 358 thousand of the published size, for as many more steps."""
 
 SIDES = (128, 256)
 """Images have sides of multiples of these, for the small and the published network: 16 times the downsampling."""
@@ -164,7 +164,7 @@ def vqgan_start(profile: str, *, seed: int = 1) -> Recipe:
         train |= dict(steps=10, batch_size=2, log_every=5)
         data |= SMALL_BANKS
     elif profile == "train":
-        train |= dict(steps=800, batch_size=4, warmup_steps=50, log_every=50)
+        train |= dict(steps=1_200, batch_size=4, warmup_steps=50, log_every=50)
         data |= dict(photograph_share=0.2, n_slices=128, n_photographs=64, n_noises=64)
     else:
         train |= dict(steps=20_000, batch_size=4, lr=1e-4, log_every=100)
@@ -201,14 +201,14 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
         data |= PAPER_DATA
         stage = Stage("words", TrainConfig(**train), PatchConfig(**data), options, needs, SIDES[True], epochs=100)
         return Recipe(networks, (stage,), vqgan_updates, VQGAN_RANGE, paper="LEDA, section 2.1")
-    rates = dict(lr=1e-3, betas=(0.9, 0.99), clip_norm=1.0)
+    rates = dict(lr=5e-4, betas=(0.9, 0.99), clip_norm=1.0)
     options |= dict(GENTLE, rates=rates, perceptual_side=64)
     if profile == "workshop":
         train |= dict(steps=10, batch_size=1, log_every=5)
         data |= SMALL_BANKS | dict(patch=128)
     else:
-        train |= dict(steps=700, batch_size=1, log_every=50)
-        rates |= dict(warmup_steps=30)
+        train |= dict(steps=1_100, batch_size=1, log_every=50)
+        rates |= dict(warmup_steps=50)
         data |= dict(patch=256, size=352, n_slices=128, n_photographs=1, n_noises=48)
     network = Network(
         "vqgan", SMALL_VQGAN | VOCABULARY | dict(learned=learned), start="vqgan_start", reinitialise=("quantiser.",)
@@ -288,7 +288,7 @@ def denoiser(profile: str, model: str, loss: str, *, seed: int = 1) -> Recipe:
         train |= dict(steps=60_000, batch_size=4, lr=1e-4, lr_end=1e-6, clip_norm=None, log_every=100)
         data |= PAPER_DATA
     elif profile == "workshop":
-        train |= dict(steps=10, batch_size=2, lr=5e-4, log_every=5)
+        train |= dict(steps=10, batch_size=2, lr=2e-4, warmup_steps=5, log_every=5)
         data |= SMALL_BANKS
     else:
         steps = TRAIN_STEPS[model][0 if first else 1]
