@@ -38,8 +38,11 @@ def test_pools_are_relative_to_each_image():
     torch.testing.assert_close(candidate_pools(similarities * 7 - 3), pools)
     assert candidate_pools(torch.zeros(1, 5)).all()  # nothing tells the words apart
     assert candidate_pools(torch.rand(50, 30), (1.0,)).any(dim=-1).all()
-    with pytest.raises(ParameterError, match="finite"):
-        candidate_pools(torch.tensor([[0.0, float("nan")]]))
+    without = torch.cat([similarities, torch.full((2, 1), -torch.inf)], dim=1)  # words that take no part
+    assert torch.equal(candidate_pools(without)[..., :5], pools) and not candidate_pools(without)[..., 5].any()
+    for bad in ([0.0, torch.nan], [0.0, torch.inf], [-torch.inf, -torch.inf]):
+        with pytest.raises(ParameterError, match="finite"):
+            candidate_pools(torch.tensor([[0.0, 1.0], bad]))
     with pytest.raises(ShapeError):
         candidate_pools(torch.zeros(5))
 

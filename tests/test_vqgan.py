@@ -187,22 +187,25 @@ def test_the_codebook_survives_training_bit_by_bit():
 
 def test_features_are_moved_into_the_codebook_and_images_stay():
     torch.manual_seed(0)
-    model, x = VQGAN(**SMALL).eval(), torch.rand(2, 1, 64, 64)
+    model, x = VQGAN(**SMALL | dict(z_channels=16)).eval(), torch.rand(2, 1, 64, 64)  # features of full rank
     table = torch.randn(20, 12) * torch.linspace(0.1, 0.001, 12) + 0.05
     before = model.decode(model.encode(x))
     model.set_codebook(table)
     assert 0.7 < float(table.square().mean().sqrt() / model.quantiser.scale) < 1.42
-    model.move_features(model.encode(x))
-    z = model.encode(x).movedim(1, -1).flatten(0, -2)
-    torch.testing.assert_close(z.mean(dim=0), table.mean(dim=0), rtol=0, atol=1e-4)
-    total, expected = ((v - v.mean(dim=0)).square().mean() for v in (z, table))
-    torch.testing.assert_close(total, expected, rtol=1e-3, atol=0)
-    torch.testing.assert_close(model.decode(model.encode(x)), before, rtol=0, atol=1e-4)
-    top = torch.linalg.svd(table - table.mean(dim=0)).Vh[0]
-    shares = (z - z.mean(dim=0)).var(dim=0).sum(), ((z - z.mean(dim=0)) @ top).var()
-    first = torch.linalg.svdvals(z - z.mean(dim=0))[0].square() / (len(z) - 1)
-    torch.testing.assert_close(shares[1], first, rtol=1e-3, atol=0)  # the strongest axes coincide
-    assert shares[1] < shares[0]
+    for evenness in (0.0, 1.0):
+        model.move_features(model.encode(x), evenness)
+        z = model.encode(x).detach().movedim(1, -1).flatten(0, -2).double()
+        torch.testing.assert_close(z.mean(dim=0).float(), table.mean(dim=0), rtol=0, atol=1e-4)
+        cov, wanted = torch.cov(z.T, correction=0), torch.cov(table.double().T, correction=0)
+        torch.testing.assert_close(cov.trace(), wanted.trace(), rtol=1e-3, atol=0)
+        axes = torch.linalg.eigh(wanted).eigenvectors
+        along = axes.T @ cov @ axes  # diagonal: the principal axes coincide
+        torch.testing.assert_close(along, along.diag().diag(), rtol=0, atol=1e-3 * float(along.max()))
+        assert (along.diag().diff() > -1e-6).all()  # the strongest with the strongest
+        assert torch.allclose(cov, wanted, rtol=0, atol=1e-3 * float(wanted.max())) == (evenness == 1)
+        torch.testing.assert_close(model.decode(model.encode(x)), before, rtol=0, atol=1e-4)
+    with pytest.raises(ParameterError, match="principal axes"):
+        model.move_features(torch.zeros(1, 12, 16, 16))
 
 
 def test_wrong_images_and_tables_are_refused():

@@ -27,14 +27,17 @@ def candidate_pools(similarities: Tensor, thresholds: Sequence[float] = THRESHOL
 
     Each image's similarities are normalised to [0, 1] over the vocabulary first: raw cosines of an image with all words
     lie so close together that no threshold tells them apart. The most similar word is in every pool, so none is empty.
-    Raises ParameterError for similarities that are not finite or thresholds outside (0, 1].
+    Words of similarity -inf take no part. Raises ParameterError where an image has nothing else, for other similarities
+    that are not finite, and for thresholds outside (0, 1].
     """
     if similarities.ndim != 2 or similarities.shape[1] < 2:
         raise ShapeError(f"similarities are (B, V) with two words or more, got {tuple(similarities.shape)}")
-    if not torch.isfinite(similarities).all() or not all(0 < t <= 1 for t in thresholds):
+    taking_part = similarities > -torch.inf
+    high = similarities.amax(dim=1, keepdim=True)
+    if not torch.isfinite(high).all() or not all(0 < t <= 1 for t in thresholds):  # NaN anywhere is the highest
         raise ParameterError(f"needs finite similarities and thresholds in (0, 1], got thresholds {tuple(thresholds)}")
-    low, high = similarities.aminmax(dim=1, keepdim=True)
-    relative = torch.where(high > low, (similarities - low) / (high - low), 1.0)
+    low = torch.where(taking_part, similarities, torch.inf).amin(dim=1, keepdim=True)
+    relative = torch.where(high > low, (similarities - low) / (high - low), taking_part.to(similarities.dtype))
     return relative[:, None] >= relative.new_tensor(thresholds)[:, None]
 
 

@@ -110,31 +110,34 @@ class VQGAN(nn.Module):
         self.quantiser.set_codebook(table)
 
     @torch.no_grad()
-    def move_features(self, z: Tensor) -> None:
-        """Turn, scale and shift the features so that the cloud ``z`` of them comes to lie where the codewords are.
+    def move_features(self, z: Tensor, evenness: float = 0.5) -> None:
+        """Turn, stretch and shift the features so that the cloud ``z`` of them comes to lie where the codewords are.
 
         z : features of training images, (B, C, h, w).
+        evenness : 1 gives the features the codebook's covariance; 0 leaves the proportions of their principal axes,
+            of which few are strong, so that they meet few words.
 
         The principal axes of the features become those of the codebook, the strongest first, with its mean and total
         variance. ``post_quant_conv`` undoes it, so that decoding features gives the same images as before. A frozen
-        codebook is otherwise far from what an encoder happens to produce, and few words would ever be nearest.
+        codebook is otherwise far from what an encoder happens to produce.
         """
         scale, points = self.quantiser.scale, z.movedim(1, -1).flatten(0, -2).double() / self.quantiser.scale
-        words = self.quantiser.codebook.double() / scale
         sides = []
-        for cloud in (points, words):
+        for cloud in (points, self.quantiser.codebook.double() / scale):
             mean = cloud.mean(dim=0)
-            centred = cloud - mean
-            _, axes = torch.linalg.eigh(centred.T @ centred / len(cloud))
-            sides.append((mean, axes, centred.square().mean().sqrt()))
-        (mean_z, axes_z, rms_z), (mean_e, axes_e, rms_e) = sides
-        if not rms_z > 0:
+            variances, axes = torch.linalg.eigh(torch.cov((cloud - mean).T, correction=0))
+            sides.append((mean, variances.clamp(min=0).sqrt(), axes))
+        (mean_z, std_z, axes_z), (mean_e, std_e, axes_e) = sides
+        if not std_z.any():
             raise ParameterError("features that are all the same have no principal axes")
-        turn = axes_e @ axes_z.T * (rms_e / rms_z)
+        wanted = std_z * (std_e / std_z.clamp(min=1e-3 * std_z.max())) ** evenness
+        wanted = wanted * (std_e.norm() / wanted.norm())
+        stretch = torch.where(std_z > 1e-3 * std_z.max(), wanted / std_z, wanted.max() / std_z.max())
+        turn, back = axes_e @ (stretch[:, None] * axes_z.T), axes_z @ (axes_e / stretch).T
         shift = mean_e - turn @ mean_z
         first, last = self.quant_conv, self.post_quant_conv
-        weight, bias = last.weight.squeeze().double() @ torch.linalg.inv(turn), last.bias.double()
-        last.bias.copy_(bias - weight @ shift)
+        weight = last.weight.squeeze().double() @ back
+        last.bias.copy_(last.bias.double() - weight @ shift)
         last.weight.copy_(weight[..., None, None])
         first.bias.copy_(turn @ first.bias.double() + shift)
         first.weight.copy_((turn @ first.weight.squeeze().double())[..., None, None])

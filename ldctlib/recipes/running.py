@@ -17,7 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import clip, ddnm, diffusion, dndp, man, regression
+from ldctlib.recipes import clip, ddnm, diffusion, dndp, leda, man, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -38,6 +38,7 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "dndp_high": dndp.DNDP_HIGH,
     "prior_mr": ddnm.PRIOR_MR,
     "clip": clip.CLIP,
+    **leda.RECIPES,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
 
@@ -159,6 +160,7 @@ def run(
     workers: int = 0,
     progress: bool = True,
     dry_run: bool = False,
+    seed: int = 0,
 ) -> Iterator[tuple[str, TrainLog]]:
     """Train a checkpoint, stage after stage; yields the training logs, tagged with the stage's name.
 
@@ -167,9 +169,10 @@ def run(
     ``data`` is a folder of scans in place of the phantoms, its training patients only: pairs teach the scanner's own
     full dose, full-dose scans alone get simulated noise. A state of other data or another recipe is refused.
     ``dry_run`` takes two steps of every stage on small patches with a narrow network: does it start on this machine,
-    with this data? Its results lie apart, in ``out/dry-run``.
+    with this data? Its results lie apart, in ``out/dry-run``. Another ``seed`` than 0 draws other samples, noise and
+    initial weights; give it an ``out`` of its own.
     """
-    out, chosen = Path(out), recipe(name, profile)
+    out, chosen = Path(out), reseeded(recipe(name, profile), seed)
     source = Source.open(data, chosen)
     stages = tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages)
     chosen = replace(chosen, stages=stages, output=source.output or chosen.output)
@@ -257,6 +260,18 @@ def _check_same_dependencies(before: Path, uses: Mapping[str, str]) -> None:
         )
 
 
+def reseeded(chosen: Recipe, seed: int) -> Recipe:
+    """The recipe with the seeds of training and data shifted, far enough that no other recipe's are met."""
+    if not seed:
+        return chosen
+    shift = 10_000 * seed
+    stages = tuple(
+        replace(s, train=replace(s.train, seed=s.train.seed + shift), data=replace(s.data, seed=s.data.seed + shift))
+        for s in chosen.stages
+    )
+    return replace(chosen, stages=stages)
+
+
 def steps_from_epochs(stage: Stage, n_slices: int | None) -> Stage:
     """The stage with its steps counted from its epochs, where a collection says how many slices an epoch has."""
     if stage.epochs is None or n_slices is None:
@@ -274,7 +289,10 @@ def dry(chosen: Recipe, *, narrow: bool) -> Recipe:
         if stage.train.batch_size % (stage.train.accumulation * processes):
             batch = {}  # the training itself would refuse: so must this
         config = replace(stage.train, steps=2, warmup_steps=0, log_every=1, **batch)
-        return replace(stage, train=config, data=stage.data.tiny())
+        data = stage.data.tiny()
+        if data.patch % stage.sides:
+            data = replace(data, patch=stage.sides, size=2 * stage.sides)
+        return replace(stage, train=config, data=data)
 
     networks = {k: replace(n, config=_narrow(n.config)) if narrow else n for k, n in chosen.networks.items()}
     return replace(chosen, stages=tuple(map(small, chosen.stages)), networks=networks)

@@ -47,7 +47,7 @@ def steps(repeats: int) -> None:
     denoiser = REDCNN(**chosen.saved.config)
     leda = LEDALoss(VQGAN(**recipe("vqgan_semantic").saved.config))
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-4)
-    x, y = torch.rand(2, batch, 1, size, size).to(memory_format=torch.channels_last).unbind()
+    x, y = (torch.rand(batch, 1, size, size).to(memory_format=torch.channels_last) for _ in range(2))
 
     def step(extra) -> float:
         begun = perf_counter()
