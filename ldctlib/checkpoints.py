@@ -34,6 +34,11 @@ MODELS: dict[str, str] = {
     "unet": "ldctlib.models.unet:UNet",
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
+    "qae": "ldctlib.models.qae:QAE",
+    "wgan_vgg": "ldctlib.models.wgan_vgg:WGANVGG",
+    "wgan_critic": "ldctlib.models.wgan_vgg:WGANCritic",
+    "dugan": "ldctlib.models.dugan:DUGANGenerator",
+    "unet_discriminator": "ldctlib.models.dugan:UNetDiscriminator",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 
