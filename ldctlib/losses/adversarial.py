@@ -25,7 +25,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     """
     if real.shape != fake.shape:
         raise ShapeError(f"real and fake images differ in shape: {tuple(real.shape)} and {tuple(fake.shape)}")
-    share = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator, device=real.device)
+    one_each = (len(real), *[1] * (real.ndim - 1))
+    share = torch.rand(one_each, generator=generator, device=real.device, dtype=real.dtype)
     between = torch.lerp(fake.detach(), real, share).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
