@@ -121,7 +121,7 @@ def test_published_numbers_of_man():
         assert stage.epochs == 600 and stage.data.patch == 512
 
 
-NOT_SHIPPED = ("tiny", "man_start", "vqgan_start", "redcnn_start", "esaunet_start")
+NOT_SHIPPED = ("tiny", "man_start", "vqgan_start", "redcnn_start", "esaunet_start", "wgan_vgg_redcnn", "dugan_redcnn")
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in NOT_SHIPPED])

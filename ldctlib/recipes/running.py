@@ -17,7 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import clip, ddnm, diffusion, dndp, leda, man, regression
+from ldctlib.recipes import adversarial, clip, ddnm, diffusion, dndp, leda, man, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -39,6 +39,11 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "prior_mr": ddnm.PRIOR_MR,
     "clip": clip.CLIP,
     **leda.RECIPES,
+    "qae": adversarial.QAE,
+    "wgan_vgg": adversarial.WGAN_VGG,
+    "wgan_vgg_redcnn": adversarial.WGAN_VGG_REDCNN,
+    "dugan": adversarial.DUGAN,
+    "dugan_redcnn": adversarial.DUGAN_REDCNN,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
 
@@ -337,7 +342,14 @@ def save(
         uses=uses,
         recipe=name,
         stages=[
-            dict(name=s.name, steps=n, seed=s.train.seed, data=asdict(s.data)) for s, n in zip(seen, done, strict=True)
+            dict(
+                name=s.name,
+                steps=n,
+                seed=s.train.seed,
+                data=asdict(s.data),
+                **({"options": s.options} if s.options else {}),
+            )
+            for s, n in zip(seen, done, strict=True)
         ],
         trained_on=dict(
             described or Source.open(None, chosen).described,
