@@ -31,10 +31,12 @@ class Clip(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.table, self.slope = torch.randn(20, 12, generator=generator) * 0.1, torch.randn(20, generator=generator)
 
-    def codebook(self) -> torch.Tensor:
+        self.eligible = torch.ones(20, dtype=torch.bool)
+
+    def token_table(self) -> torch.Tensor:
         return self.table
 
-    def similarity_hu(self, images_hu: torch.Tensor) -> torch.Tensor:
+    def similarity(self, images_hu: torch.Tensor) -> torch.Tensor:
         return torch.cos(images_hu.mean(dim=(1, 2, 3))[:, None] * self.slope)
 
 
@@ -114,7 +116,7 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
         loss = (image - x).square().mean() + 0.3 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
         if step >= 1:
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
-        pools = leda.candidate_pools(clip.similarity_hu(hu))
+        pools = leda.candidate_pools(clip.similarity(hu))
         semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools)
         (loss + 0.3 * (loss / semantic).item() * semantic).backward()
         a.step()

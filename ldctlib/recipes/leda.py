@@ -10,29 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldctlib.data.patches import PatchConfig
+from ldctlib.data.vocabulary import TOKENS
 from ldctlib.losses import LEDALoss, VQGANLoss, candidate_pools, perceptual_distance, semantic_loss, vgg16_features
 from ldctlib.losses.adversarial import hinge_discriminator
 from ldctlib.models.vqgan import VQGAN, VQGAN_RANGE
+from ldctlib.pipelines.published_clip import PUBMEDCLIP, published_clip
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.recipe import PAPER_DATA, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import Optimizer, TrainConfig, Update
-
-
-class Vocabulary(Protocol):
-    """What an autoencoder asks of CLIP."""
-
-    def codebook(self) -> Tensor:
-        """Embeddings of the words, (V, C)."""
-
-    def similarity_hu(self, images_hu: Tensor) -> Tensor:
-        """How well each word fits each image: (B, 1, H, W) in HU -> (B, V); -inf for words that never describe one."""
 
 
 def perceptual(side: int | None) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
@@ -90,12 +82,13 @@ def place_codebook(model: VQGAN, x: Tensor, table: Tensor | None, generator: tor
 def vqgan_updates(context: Context):
     """Eq. 2 for the autoencoder, then the hinge loss for the discriminator, of the reconstruction before that step.
 
-    ``stage.options``: ``codebook`` is "learned" or "clip", ``semantic`` whether Eq. 1 counts; ``begin`` places the
-    codebook at the first step; the others are settings of :class:`~ldctlib.losses.vqgan.VQGANLoss` and ``temperature``.
+    ``stage.options``: ``codebook`` is "learned" or "clip", the frozen table of the checkpoint "clip", or of the
+    published model that an option ``clip`` names; ``semantic`` is whether Eq. 1 counts; ``begin`` places the codebook
+    at the first step; the others are settings of :class:`~ldctlib.losses.vqgan.VQGANLoss` and ``temperature``.
     """
     options, learned = context.stage.options, context.stage.options["codebook"] == "learned"
-    clip: Vocabulary | None = None if learned else context.frozen("clip")
-    table = None if clip is None else clip.codebook().detach().float()
+    clip = None if learned else published_clip(options["clip"]) if "clip" in options else context.frozen("clip")
+    table = None if clip is None else clip.to(context.device).token_table().detach().float()
     model: VQGAN = context.network
     if table is not None:
         model.set_codebook(table)
@@ -115,7 +108,7 @@ def vqgan_updates(context: Context):
         made, semantic = model(x), None
         if options["semantic"]:
             with torch.no_grad():
-                pools = candidate_pools(clip.similarity_hu(x_hu))
+                pools = candidate_pools(clip.similarity(x_hu).masked_fill(~clip.eligible, -torch.inf))
             words = made.quantised.embeddings, model.quantiser.codebook, pools
             semantic = semantic_loss(*words, temperature=options.get("temperature", 1.0))
         total = VQGANLoss(partial(distance, generator=generator), discriminator_start=start, **settings)
@@ -134,7 +127,7 @@ def vqgan_updates(context: Context):
     return [Update("autoencoder", autoencoder, moves[0]), Update("discriminator", discriminator, moves[1], start=start)]
 
 
-VOCABULARY: dict[str, Any] = dict(codebook_size=300, embed_dim=128)
+VOCABULARY: dict[str, Any] = dict(codebook_size=len(TOKENS), embed_dim=128)
 """V and C of the small CLIP that ships; PubMedCLIP has 49,408 words of 512 numbers."""
 
 SMALL_VQGAN: dict[str, Any] = dict(width=16, channel_mult=[3, 4, 6], z_channels=128, norm_groups=8, unshuffle=2)
@@ -158,7 +151,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def vqgan_start(profile: str, *, seed: int = 1) -> Recipe:
     """The autoencoder without words, on crops: encoder and decoder are most of the work, and the same for all."""
     train: dict[str, Any] = dict(lr=1e-3, betas=(0.9, 0.99), seed=seed, checkpoint_every=200, clip_norm=1.0)
-    data: dict[str, Any] = dict(seed=400 + seed, patch=128, full_dose_noise_sd_hu=FULL_DOSE_NOISE_SD_HU)
+    data: dict[str, Any] = dict(
+        seed=400 + seed, patch=128, anatomies=ANATOMIES, full_dose_noise_sd_hu=FULL_DOSE_NOISE_SD_HU
+    )
     options = dict(eta=5e-4, perceptual_side=64)
     if profile == "workshop":
         train |= dict(steps=10, batch_size=2, log_every=5)
@@ -175,6 +170,8 @@ def vqgan_start(profile: str, *, seed: int = 1) -> Recipe:
     return Recipe({"autoencoder": network}, stages, start_updates, VQGAN_RANGE, paper="LEDA, section 2.1")
 
 
+ANATOMIES = ("abdomen", "thorax")
+
 PAPER_VQGAN: dict[str, Any] = dict(width=64, channel_mult=[1, 1, 2, 2, 4], z_channels=256, blocks=1)
 PAPER_VQGAN |= dict(codebook_size=49_408, embed_dim=512)
 
@@ -189,10 +186,13 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     needs = () if learned else ("clip",)
     options = VARIANTS[variant] | dict(begin=True, discriminator_rate=1.0)
     train: dict[str, Any] = dict(seed=seed, checkpoint_every=200)
-    data: dict[str, Any] = dict(seed=420 + seed, full_dose_noise_sd_hu=FULL_DOSE_NOISE_SD_HU, photograph_share=0.0)
+    data: dict[str, Any] = dict(seed=420 + seed, anatomies=ANATOMIES, photograph_share=0.0)
+    data |= dict(full_dose_noise_sd_hu=FULL_DOSE_NOISE_SD_HU)
     if profile == "paper":
         train |= dict(steps=120_000, batch_size=4, log_every=100, precision="auto")
         rates: dict[str, Any] = dict(lr=1.8e-5, kind="adam", betas=(0.5, 0.9), schedule="constant", clip_norm=None)
+        options |= {} if learned else dict(clip=PUBMEDCLIP)
+        needs = ()
         options |= dict(recipe="paper", discriminator_start=0.0, perceptual_side=None, begin=False, rates=rates)
         networks = {
             "autoencoder": Network("vqgan", PAPER_VQGAN | dict(learned=learned)),
@@ -278,7 +278,7 @@ def denoiser(profile: str, model: str, loss: str, *, seed: int = 1) -> Recipe:
     needs = (options["autoencoder"],) if "autoencoder" in options else ()
     first = loss == "start"
     shift = 0 if first else 1
-    data: dict[str, Any] = dict(seed=450 + seed + 10 * shift, patch=128)
+    data: dict[str, Any] = dict(seed=450 + seed + 10 * shift, patch=128, anatomies=ANATOMIES)
     train: dict[str, Any] = dict(betas=(0.9, 0.99), weight_decay=1e-9, seed=seed + shift, checkpoint_every=200)
     if "perceptual" in options:
         options |= dict(perceptual_side=None if profile == "paper" else 64)
