@@ -176,7 +176,7 @@ def wgan_vgg(profile: str, generator: Network = WGAN_GENERATOR) -> Recipe:
 
 
 def dugan_updates(context: Context) -> list[Update]:
-    """Huang 2022, Eqs 4 to 12: U-Nets judge images and their gradients; squared error of pixels, L1 of gradients."""
+    """Huang 2022: U-Nets judge images and their gradients; squared error of pixels, L1 of gradients."""
     options, estimate = context.stage.options, estimates(context)
     probability = Ramp(options.get("cutmix", 0.0), 0.0, options.get("cutmix_warmup", 0.0) * context.stage.train.steps)
 
