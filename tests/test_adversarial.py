@@ -594,7 +594,7 @@ def test_the_estimate_is_computed_once_a_step(tiny):
 
 
 def test_published_settings():
-    """Of DU-GAN's code and of WGAN-VGG's section III; the networks are the published ones at every profile."""
+    """Of DU-GAN's code and of WGAN-VGG; the networks are the published ones at every profile."""
     (stage,) = recipes.recipe("dugan", "paper").stages
     assert stage.options["weights"] == dict(image=0.142, gradient=0.120, mse=5.03, slopes=35.3)
     assert stage.options["consistency"] == 5.09 and stage.train.steps == 100_000

@@ -83,7 +83,7 @@ def unet_discriminator(
     cutmix_probability: float = 0.0,
     consistency: float = 5.09,
 ) -> dict[str, Tensor]:
-    """DU-GAN's discriminator loss (Huang 2022, Eqs 4 to 7): least squares on scores and maps, and CutMix.
+    """DU-GAN's discriminator loss (Huang 2022): least squares on scores and maps, and CutMix.
 
     discriminator : images -> (scores, maps), see ``models.dugan.UNetDiscriminator``; it judges images, or their
         gradients, as ``real`` and ``fakes`` are.

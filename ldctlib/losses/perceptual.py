@@ -94,7 +94,7 @@ def vgg16_features(*, allow_download: bool = False, **options) -> VGG16Features:
 
 
 def vgg19_features(*, allow_download: bool = False, layers=("conv5_4",), **options) -> VGG19Features:
-    """VGG-19 likewise; by default its last convolution without the ReLU, as in WGAN-VGG (Yang 2018, Eq. 8)."""
+    """VGG-19 likewise; by default its last convolution without the ReLU, as in WGAN-VGG (Yang 2018)."""
     return VGG19Features(_imagenet_weights(19, "548 MB", allow_download), layers=layers, **options)
 
 

@@ -84,7 +84,7 @@ class _Up(nn.Module):
 
 
 class UNetDiscriminator(nn.Module):
-    """A discriminator that judges the whole image and every pixel of it (Huang 2022, Fig. 3; Schönfeld et al. 2020).
+    """A discriminator that judges the whole image and every pixel of it (Huang 2022; Schönfeld et al. 2020).
 
     ``forward`` maps (B, 1, H, W), H and W multiples of 2^``levels``, to ``(scores (B,), map (B, 1, H, W))``: what the
     encoder says of the image, and what the decoder says of each pixel. Both are without bounds. One network judges

@@ -10,7 +10,7 @@ from ldctlib.errors import ShapeError
 
 
 class QuadraticConv(nn.Module):
-    """A convolution of quadratic neurons: (W_r x + b_r)(W_g x + b_g) + W_b x² + b_b (Fan 2020, Eq. 1; c is b_b here).
+    """A convolution of quadratic neurons: (W_r x + b_r)(W_g x + b_g) + W_b x² + b_b (the paper calls b_b c).
 
     padding : of zeros, in pixels a side.
     transposed : each of the three convolutions is the transpose of one.
@@ -39,7 +39,7 @@ class QuadraticConv(nn.Module):
 
 
 class QAE(nn.Module):
-    """Five quadratic convolutions, five transposed ones, shortcuts of the input, layers 2 and 4 (Fan 2020, Fig. 4).
+    """Five quadratic convolutions, five transposed ones, shortcuts of the input, layers 2 and 4.
 
     ``forward`` maps (B, 1, H, W) to the same shape, both in model range; the output is linear. Only the innermost pair
     is unpadded, so H and W are 3 at least. With the default of 15 channels it has 49,818 parameters, named

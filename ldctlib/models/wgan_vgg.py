@@ -9,7 +9,7 @@ from ldctlib.errors import ParameterError, ShapeError
 
 
 class WGANVGG(nn.Module):
-    """The generator: ``layers`` 3x3 convolutions with ReLU between them, the last one linear (Yang 2018, Fig. 1).
+    """The generator: ``layers`` 3x3 convolutions with ReLU between them, the last one linear.
 
     ``forward`` maps (B, 1, H, W) to the same shape, both in model range. With the defaults it has 56,097 parameters,
     named ``net.0``, ``net.2``, … as in the benchmark suite's weights.
