@@ -212,13 +212,13 @@ def tv(y: Tensor, operator: Operator, *, weight: float = 0.01, generator=None) -
 
 
 def with_prior(
-    prior: Prior, *, white: bool = False, noise_factor: float = 1.0, start_means: int | None = None, **options
+    prior: Prior, *, white: bool = False, noise_factor: float = 1.0, start_means: bool = True, **options
 ) -> Restorer:
     """A plug-and-play sampler on a prior; ``options`` are those of :meth:`~ldctlib.pipelines.Prior.steps`.
 
     white : take the noise as white, of the same standard deviation.
     noise_factor : times that.
-    start_means : the time at which a chain for super-resolution starts, from bicubic interpolation; None for T.
+    start_means : a chain for super-resolution starts from bicubic interpolation at :func:`means_start`, and not at T.
     """
 
     def restore(y: Tensor, operator: Operator, *, generator=None) -> Tensor:
@@ -227,8 +227,8 @@ def with_prior(
         if options.get("sampler") == "ilvr":
             y, operator = ilvr_reference(y, operator)
         chosen = dict(options)
-        if start_means is not None and isinstance(operator, BlockMean):
-            chosen |= dict(start=start_means, estimate=bicubic(y, operator))
+        if start_means and isinstance(operator, BlockMean):
+            chosen |= dict(start=means_start(prior), estimate=bicubic(y, operator))
         return prior.restore(y, operator, generator=generator, **chosen)
 
     return restore
@@ -260,13 +260,13 @@ def means_start(prior: Prior) -> int:
 RESTORERS: dict[str, Callable[..., Restorer]] = {
     "pseudo_inverse": lambda prior: pseudo_inverse,
     "bicubic": lambda prior: bicubic,
-    "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=20, start_means=means_start(prior)),
-    "dps": lambda prior: with_prior(prior, sampler="dps", steps=1000),
-    "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=20, start_means=means_start(prior)),
-    "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20),
-    "ddnm_white": lambda prior: with_prior(prior, white=True, steps=20, start_means=means_start(prior)),
-    "ddnm_plus": lambda prior: with_prior(prior, steps=20, start_means=means_start(prior)),
-    "ddnm_published": lambda prior: with_prior(prior, steps=100),
+    "ilvr": lambda prior: with_prior(prior, sampler="ilvr", steps=20),
+    "dps": lambda prior: with_prior(prior, sampler="dps", steps=1000, start_means=False),
+    "ddnm": lambda prior: with_prior(prior, sampler="ddnm", steps=20),
+    "ddrm": lambda prior: with_prior(prior, sampler="ddrm", steps=20, start_means=False),
+    "ddnm_white": lambda prior: with_prior(prior, white=True, steps=20),
+    "ddnm_plus": lambda prior: with_prior(prior, steps=20),
+    "ddnm_published": lambda prior: with_prior(prior, steps=100, start_means=False),
     "dds": dds,
     "dip": lambda prior: deep_prior,
     "tv": lambda prior: tv,

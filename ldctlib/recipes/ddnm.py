@@ -27,7 +27,7 @@ PAPER = "plug-and-play DDNM, section 3.1; Ho et al. 2020"
 
 
 LARGE_BANKS: dict[str, Any] = dict(n_slices=512, n_photographs=256, refresh=256_000)
-"""Of a training on a GPU, which sees five times the samples of the small one in the same time."""
+"""Slices and photographs of a long training, drawn anew every 256,000 samples: drawing is what a GPU waits for."""
 
 
 def prior_recipe(

@@ -40,13 +40,13 @@ def step_diagram() -> Figure:
     """One step of DDNM: the prior's estimate, its null space, the measurement's range, and noise again."""
     boxes = {
         "x_t": ("$x_t$", 0, 1, "image + noise", "data"),
-        "eps": (r"$\epsilon_\theta$", 1, 1, "the prior, trained once", "frozen"),
+        "eps": (r"$\epsilon_\theta$", 1, 1, "the prior, frozen", "frozen"),
         "x0": ("$x_{0|t}$", 2, 1, "its estimate, Eq. 7", "data"),
         "null": ("$I - A^+A$", 3, 1, "null space", "operation"),
         "y": ("$y$", 2, 0, "the measurement", "data"),
         "pinv": ("$A^+$", 3, 0, "range", "operation"),
         "x0_hat": (r"$\hat x_{0|t}$", 4, 0.5, "Eq. 9: the sum", "data"),
-        "renoise": ("add noise of s < t", 5, 0.5, "Eq. 10", "operation"),
+        "renoise": ("+ noise of s", 5, 0.5, "Eq. 10", "operation"),
         "x_s": ("$x_s$", 5, 1.6, "next step's image", "data"),
     }
     arrows = [("x_t", "eps"), ("eps", "x0"), ("x0", "null"), ("y", "pinv"), ("null", "x0_hat"), ("pinv", "x0_hat")]
