@@ -122,9 +122,6 @@ METHODS: dict[str, Method] = {
         Method("dip", "Deep image prior", "optimisation", "Ulyanov et al. 2018", "fitted to the image", 3000, dip.dip),
         _trained("redcnn", "RED-CNN", "regression", "Chen et al. 2017", 1, regression.network),
         _trained("nafnet", "NAFNet", "regression", "Chen et al. 2022", 1, regression.network),
-        _trained("qae", "Q-AE", "regression", "Fan et al. 2020", 1, regression.network),
-        _trained("wgan_vgg", "WGAN-VGG", "adversarial regression", "Yang et al. 2018", 1, regression.network),
-        _trained("dugan", "DU-GAN", "adversarial regression", "Huang et al. 2022", 1, regression.network),
         _trained("round_trip", "D(E(low dose))", *ROUND_TRIP, checkpoint="autoencoder_perceptual"),
         replace(
             _trained("round_trip_full", "D(E(full dose))", *ROUND_TRIP, checkpoint="autoencoder_perceptual"),

@@ -29,7 +29,7 @@ SEEN = Range(-300.0, 300.0, 0.0, 1.0)
 """In what the losses are: DU-GAN's 600 HU as [0, 1], for which its weights are; a judge of -1000 … 1000 HU would hardly
 see soft tissue. Nothing is clipped."""
 
-BANKS: dict[str, Any] = dict(n_slices=128, n_photographs=64, n_noises=96)
+BANKS: dict[str, Any] = dict(n_slices=128, n_photographs=64, n_noises=96, anatomies=("abdomen", "thorax"))
 
 # ---------------------------------------------------------------- Q-AE (Fan et al. 2020)
 
