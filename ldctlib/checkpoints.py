@@ -31,9 +31,18 @@ OLD_FORMAT = "ldctlib-checkpoint/1"
 MODELS: dict[str, str] = {
     "redcnn": "ldctlib.models.redcnn:REDCNN",
     "nafnet": "ldctlib.models.nafnet:NAFNet",
+    "esaunet": "ldctlib.models.esaunet:ESAUNet",
     "unet": "ldctlib.models.unet:UNet",
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
+    "clip": "ldctlib.models.clip:Clip",
+    "vqgan": "ldctlib.models.vqgan:VQGAN",
+    "patchgan": "ldctlib.models.patchgan:PatchGAN",
+    "qae": "ldctlib.models.qae:QAE",
+    "wgan_vgg": "ldctlib.models.wgan_vgg:WGANVGG",
+    "wgan_critic": "ldctlib.models.wgan_vgg:WGANCritic",
+    "dugan": "ldctlib.models.dugan:DUGANGenerator",
+    "unet_discriminator": "ldctlib.models.dugan:UNetDiscriminator",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 
@@ -290,9 +299,21 @@ def find(name: str, *, sha256: str | None = None, folders: Sequence[str | Path] 
 def load_published(path: str | Path, model: nn.Module, *, rename: Callable[[str], str] | None = None) -> dict[str, Any]:
     """Load a published ``.pt`` file into ``model`` without unpickling code; returns what else the file says.
 
+    See :func:`read_published`. Raises :class:`CheckpointError` naming every key that could not be placed.
+    """
+    state, said = read_published(path, rename=rename)
+    place(model, state, where=path)
+    return said
+
+
+def read_published(
+    path: str | Path, *, rename: Callable[[str], str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of a published ``.pt`` file, and what else it says; no code is unpickled.
+
     The layout is ldct-benchmark's, ``{args: argparse.Namespace, iteration, model_state_dict}``, or a bare
     state dict. ``rename`` maps a published key to this project's; a DataParallel prefix ``module.`` goes by
-    itself. Raises :class:`CheckpointError` naming every key that could not be placed.
+    itself. Namespaces come as dicts. Raises :class:`CheckpointError` for a file that holds anything else.
     """
     from argparse import Namespace
 
@@ -317,9 +338,8 @@ def load_published(path: str | Path, model: nn.Module, *, rename: Callable[[str]
         if new in renamed:
             raise CheckpointError(f"{path}: two keys become '{new}' after renaming, one of them '{key}'")
         renamed[new] = tensor
-    place(model, renamed, where=path)
     rest = {} if state is content else {k: v for k, v in content.items() if k != "model_state_dict"}
-    return {k: vars(v) if isinstance(v, Namespace) else v for k, v in rest.items()}
+    return renamed, {k: vars(v) if isinstance(v, Namespace) else v for k, v in rest.items()}
 
 
 # ---------------------------------------------------------------- the file, shared with training states

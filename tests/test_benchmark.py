@@ -21,8 +21,10 @@ from ldctlib.benchmark import (
     run,
 )
 from ldctlib.benchmark.__main__ import main
+from ldctlib.compat import torchvision_shim
 from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.metrics import psnr, ssim
+from ldctlib.metrics.perceptual import trunk_file
 from ldctlib.units import ABDOMEN, SOFT_TISSUE
 from tests.test_collections import write_series
 
@@ -139,11 +141,29 @@ def test_groups_and_reference_kinds_are_never_pooled():
     assert len(frames) == 3 and all("1 slice(s) of 1 patient(s)" in caption for caption in frames)
 
 
-def test_lpips_without_a_trunk_is_empty_with_the_reason(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["lpips", "lpips_vgg", "lpips_alex"])
+def test_lpips_without_a_trunk_is_empty_with_the_reason(name, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    result = run({"ldct": nothing}, CASES[:1], window=SOFT_TISSUE, metrics=["psnr", "lpips"])
-    assert result.table.lpips.isna().all() and "weights" in result.notes["lpips"]
-    assert "lpips" not in result.provenance and "–" in result.to_markdown()
+    result = run({"ldct": nothing}, CASES[:1], window=SOFT_TISSUE, metrics=["psnr", name])
+    assert result.table[name].isna().all() and "weights" in result.notes[name]
+    assert name not in result.provenance and "–" in result.to_markdown()
+
+
+@pytest.mark.filterwarnings("ignore:.*weights:UserWarning")  # torchvision, of the package's way to call it
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_lpips_is_that_of_its_package_with_the_trunk_it_is_named_for(net):
+    if not trunk_file(net).is_file():
+        pytest.skip(f"torch's cache (TORCH_HOME) has no {net} weights")
+    torchvision_shim()
+    import lpips
+
+    case, ldct = CASES[0], CASES[0].ldct_hu
+    value = METRICS[f"lpips_{net}"].function(ldct, case, SOFT_TISSUE)
+    unit = [(((x + 160) / 400).clamp(0, 1) * 2 - 1).expand(-1, 3, -1, -1) for x in (ldct, case.reference_hu)]
+    with torch.no_grad():
+        expected = lpips.LPIPS(net=net, verbose=False)(*unit)
+    assert value == pytest.approx(expected.item(), rel=1e-4) and value > 0.05
+    assert f", {net}," in METRICS[f"lpips_{net}"].provenance
 
 
 def test_warm_up_and_what_a_denoiser_is_given():
@@ -400,9 +420,9 @@ def test_cases_are_taken_one_after_the_other():
 
 
 def test_every_metric_of_the_registry_measures(result):
-    names = [name for name in METRICS if name not in ("lpips", "lpips_random_trunk")]
+    names = [name for name in METRICS if not name.startswith("lpips")]
     both = run(METHODS, CASES[:1], window=SOFT_TISSUE, metrics=names, warmup=0)
     row = both.table[both.table.method == "gaussian"]
     assert not both.notes and row[names].notna().all(axis=None)
-    assert set(both.provenance) == {"ssim", "ssim_uniform7"}
+    assert set(both.provenance) == {"ssim", "ssim_uniform7", "fsim"}
     assert result.metrics == list(DEFAULT_METRICS) and set(DEFAULT_METRICS) < set(names)

@@ -13,6 +13,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ldctlib import metrics as M
+from ldctlib.compat import torchvision_shim
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import gaussian_blur
 from ldctlib.metrics import perceptual
@@ -124,6 +125,16 @@ def test_fsim_is_one_for_equal_images_and_falls_with_noise_and_blur(pair):
     for worse in ([y + s * noise for s in (10, 40, 120)], [gaussian_blur(y, s) for s in (0.6, 1.2, 2.4)]):
         values = [M.fsim(x, y, window=SOFT_TISSUE)[0].item() for x in worse]
         assert 1 > values[0] > values[1] > values[2] > 0.3
+
+
+def test_fsim_is_piq_s_of_luminance_in_the_window(pair):
+    torchvision_shim()
+    import piq
+
+    x, y = (z[:1, ..., :96, :96] for z in pair)
+    unit = [((z.double() + 160) / 400).clamp(0, 1) for z in (x, y)]
+    expected = piq.fsim(*unit, data_range=1.0, chromatic=False, reduction="none")
+    torch.testing.assert_close(M.fsim(x, y, window=SOFT_TISSUE), expected, rtol=1e-9, atol=0)
 
 
 def test_rmse_and_bias_in_the_body():

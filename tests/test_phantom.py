@@ -11,10 +11,11 @@ import torch
 from scipy import ndimage
 
 from ldctlib.errors import ParameterError
-from ldctlib.phantom.abdomen.tissues import COMMON, ID, PHASES
+from ldctlib.phantom.abdomen.tissues import COMMON, PHASES
 from ldctlib.phantom.abdomen.wall import Frame
 from ldctlib.phantom.canvas import Canvas, Tube, VesselTree, ellipsoid
-from ldctlib.phantom.patient import ORGANS, Patient
+from ldctlib.phantom.organs import ID, OF_ABDOMEN, ORGANS
+from ldctlib.phantom.patient import Patient
 from ldctlib.phantom.textures import cloud, sample, sample_at, sheets
 
 
@@ -273,7 +274,7 @@ def test_a_population_shows_every_organ():
         for z in (-115.0, -60.0, -10.0, 12.0, 44.0, 80.0, 112.0):
             for organ in drawn(100 + seed, z, 256).organs:
                 count[organ] += 1
-    missing = [organ for organ in ORGANS[1:] if count[organ] == 0]
+    missing = [organ for organ in OF_ABDOMEN[1:] if count[organ] == 0]
     assert not missing
     assert {patient(100 + s).body.phase for s in range(14)} == set(PHASES)
     assert count["aorta"] > 60 and count["vertebra"] == 98 and count["vessel"] > 90

@@ -65,9 +65,9 @@ def _nps_of_residual(magnitude: bool) -> Measure:
     return distance
 
 
-def _lpips(function) -> Measure:
+def _lpips(function, net: str = "squeeze") -> Measure:
     def distance(x: Tensor, case: BenchmarkCase, window: Window) -> float:
-        result = function(x, case.reference_hu, window=window)
+        result = function(x, case.reference_hu, window=window, net=net)
         if result.reason:
             raise ParameterError(result.reason)
         return result.values.item()
@@ -92,9 +92,15 @@ METRICS: dict[str, CaseMetric] = {
     "nps_shape_distance": CaseMetric(_nps_of_residual(False), "NPS distance of the residual, shape", default=True),
     "nps_db_distance": CaseMetric(_nps_of_residual(True), "NPS distance of the residual (dB)", 2, default=True),
     "vif": CaseMetric(_windowed(M.vif), "VIF"),
-    "fsim": CaseMetric(_windowed(M.fsim), "FSIM"),
+    "fsim": CaseMetric(_windowed(M.fsim), "FSIM", provenance="of luminance (not FSIMc)"),
     "lpips": CaseMetric(
         _lpips(M.lpips), "LPIPS (squeeze, ImageNet trunk)", provenance="v0.1, squeeze, trunk: imagenet"
+    ),
+    "lpips_vgg": CaseMetric(
+        _lpips(M.lpips, "vgg"), "LPIPS (vgg, ImageNet trunk)", provenance="v0.1, vgg, trunk: imagenet"
+    ),
+    "lpips_alex": CaseMetric(
+        _lpips(M.lpips, "alex"), "LPIPS (alex, ImageNet trunk)", provenance="v0.1, alex, trunk: imagenet"
     ),
     "lpips_random_trunk": CaseMetric(
         _lpips(M.lpips_random_trunk), "lpips_random_trunk (not LPIPS)", provenance="squeeze, trunk: random; never ranks"

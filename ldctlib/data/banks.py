@@ -68,16 +68,20 @@ class Slices(Protocol):
     def __call__(self, rng: np.random.Generator, count: int, *, size: int) -> Sequence[np.ndarray]: ...
 
 
+@dataclass(frozen=True)
 class PhantomSlices:
-    """Noise-free slices in HU, float32 (count, size, size), four to a random patient, thin and thick."""
+    """Noise-free slices in HU, float32 (count, size, size), four to a random patient, thin and thick; the anatomies
+    in turn."""
 
+    anatomies: tuple[str, ...] = ("abdomen",)
     sharp = True
 
     def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
         out = np.empty((count, size, size), np.float32)
         for i in range(count):
             if i % 4 == 0:
-                patient = Patient.random(int(rng.integers(2**31)))
+                anatomy = self.anatomies[i // 4 % len(self.anatomies)]
+                patient = Patient.random(int(rng.integers(2**31)), anatomy=anatomy)
                 low, high = patient.z_range_mm
             thickness = rng.choice((1.0, 1.0, 3.0))
             z = rng.uniform(low + 3, high - 3)

@@ -42,6 +42,7 @@ class PatchConfig:
     edge_blur_range: tuple[float, float] = (0.4, 1.1)  # of the kernel's own edge blur; below 1 keeps finer detail
     mix_probability: float = 0.25  # of noise that adds two of the bank's, for spectra in between
     full_dose_noise_sd_hu: tuple[float, float] | None = None  # adds "full_dose_hu", an image with this noise
+    anatomies: tuple[str, ...] = ("abdomen",)  # of the phantoms, in turn
     block_mean: int = 1  # of clean images alone: a pixel of the patch is the mean of so many a side
 
     def __post_init__(self):
@@ -98,7 +99,7 @@ class NoisePatches(Dataset):
     """
 
     def __init__(self, config: PatchConfig = PatchConfig(), *, slices: Slices | None = None):
-        self.config, self._draw_slices = config, slices or PhantomSlices()
+        self.config, self._draw_slices = config, slices or PhantomSlices(config.anatomies)
         self._generation = None
 
     def __len__(self) -> int:

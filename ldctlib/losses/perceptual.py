@@ -14,8 +14,10 @@ from ldctlib.compat import torchvision_shim
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError, require
 from ldctlib.models.autoencoder import Autoencoder
 
-VGG16_LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22, "relu5_3": 29}
-"""Index in torchvision's ``vgg16().features`` of the last activation of each stage."""
+VGG16_LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22, "conv5_3": 28, "relu5_3": 29}
+"""Index in torchvision's ``vgg16().features`` of the last activation of each stage, and of the last convolution."""
+VGG19_LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_4": 17, "relu4_4": 26, "conv5_4": 34, "relu5_4": 35}
+"""The same of ``vgg19().features``; "conv5_4" is WGAN-VGG's."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -30,28 +32,26 @@ class VGG16Features(nn.Module):
 
     name = "vgg16_imagenet"
     stand_in = False
+    depth = 16
+    indices = VGG16_LAYERS
 
     def __init__(
         self, weights: Mapping[str, Tensor], *, layers=("relu1_2", "relu2_2", "relu3_3", "relu4_3"), low=-1.0, high=1.0
     ):
         super().__init__()
-        if odd := sorted(set(layers) - set(VGG16_LAYERS)):
-            raise ParameterError(f"VGG-16 has no layers {odd} here; there are {', '.join(VGG16_LAYERS)}")
+        if odd := sorted(set(layers) - set(self.indices)):
+            raise ParameterError(f"VGG-{self.depth} has no layers {odd} here; there are {', '.join(self.indices)}")
         if not layers or not high > low:
             raise ParameterError(f"needs layers and high > low, got layers={layers}, low={low}, high={high}")
-        torchvision_shim()
-        require("torchvision", extra="test", needed_for="the VGG-16 perceptual loss")
-        from torchvision.models import vgg16
-
         with torch.device("meta"):  # its fully connected layers are 90 % of it, and unused
-            network = vgg16(weights=None).features
-        self.kept = sorted(VGG16_LAYERS[name] for name in layers)
+            network = getattr(_torchvision_models(self.depth), f"vgg{self.depth}")(weights=None).features
+        self.kept = sorted(self.indices[name] for name in layers)
         self.network = network[: self.kept[-1] + 1]
         try:
             own = {name: weights[f"features.{name}"].float() for name in self.network.state_dict()}
             self.network.load_state_dict(own, assign=True)
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"these are not the weights of torchvision's vgg16: {error}") from error
+            raise CheckpointError(f"these are not the weights of torchvision's vgg{self.depth}: {error}") from error
         self.low, self.high = float(low), float(high)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
@@ -65,7 +65,9 @@ class VGG16Features(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[-2:]) < 16:
-            raise ShapeError(f"VGG-16 takes (B, 1 or 3, H, W) of at least 16 pixels a side, got {tuple(x.shape)}")
+            raise ShapeError(
+                f"VGG-{self.depth} takes (B, 1 or 3, H, W) of at least 16 pixels a side, got {tuple(x.shape)}"
+            )
         h = ((x - self.low) / (self.high - self.low) - self.mean) / self.std
         maps = []
         for i, layer in enumerate(self.network):
@@ -75,22 +77,46 @@ class VGG16Features(nn.Module):
         return maps
 
 
+class VGG19Features(VGG16Features):
+    """The same of VGG-19."""
+
+    name = "vgg19_imagenet"
+    depth = 19
+    indices = VGG19_LAYERS
+
+
 def vgg16_features(*, allow_download: bool = False, **options) -> VGG16Features:
     """VGG-16 with torchvision's ImageNet weights, from torch's cache (``$TORCH_HOME/hub/checkpoints``).
 
     Raises :class:`~ldctlib.errors.CheckpointError` if they are not there, unless ``allow_download``.
     """
-    torchvision_shim()
-    require("torchvision", extra="test", needed_for="the VGG-16 perceptual loss")
-    from torchvision.models import VGG16_Weights
+    return VGG16Features(_imagenet_weights(16, "528 MB", allow_download), **options)
 
-    url = VGG16_Weights.IMAGENET1K_V1.url
+
+def vgg19_features(*, allow_download: bool = False, layers=("conv5_4",), **options) -> VGG19Features:
+    """VGG-19 likewise; by default its last convolution without the ReLU, as in WGAN-VGG (Yang 2018)."""
+    return VGG19Features(_imagenet_weights(19, "548 MB", allow_download), layers=layers, **options)
+
+
+def _imagenet_weights(depth: int, size: str, allow_download: bool) -> dict[str, Tensor]:
+    url = getattr(_torchvision_models(depth), f"VGG{depth}_Weights").IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    missing = f"VGG-{depth}'s ImageNet weights are not in torch's cache ({path})"
     if not path.is_file() and not allow_download:
-        remedy = "Allow the download (528 MB), put the file there, or use the stand-in, losses.EncoderFeatures"
-        raise CheckpointError(f"VGG-16's ImageNet weights are not in torch's cache ({path}). {remedy}")
-    weights = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    return VGG16Features(weights, **options)
+        remedy = f"Allow the download ({size}), put the file there, or use the stand-in, losses.EncoderFeatures"
+        raise CheckpointError(f"{missing}. {remedy}")
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except OSError as error:  # no network
+        raise CheckpointError(f"{missing} and cannot be downloaded from {url} ({error}): put the file there") from error
+
+
+def _torchvision_models(depth: int):
+    torchvision_shim()
+    require("torchvision", extra="test", needed_for=f"the VGG-{depth} perceptual loss")
+    import torchvision.models
+
+    return torchvision.models
 
 
 class EncoderFeatures(nn.Module):

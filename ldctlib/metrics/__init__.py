@@ -1,7 +1,8 @@
-"""Image quality: full-reference metrics, perceptual distance with provenance, noise, resolution and edges."""
+"""Image quality: full-reference metrics, perceptual distance, distances of sets, noise, resolution and edges."""
 
 from ldctlib.ct.nps import NPS, nps, soft_tissue_rois
 from ldctlib.image import body_mask
+from ldctlib.metrics.distribution import Distance, Features, frechet_distance, image_features, kernel_distance
 from ldctlib.metrics.edges import edge_attenuation, edge_strength, noise_coupling, residual_structure
 from ldctlib.metrics.image import bias_hu, fsim, psnr, rmse_hu, ssim, ssim_uniform7, vif
 from ldctlib.metrics.noise import noise_std, nps_distance

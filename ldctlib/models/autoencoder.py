@@ -46,6 +46,7 @@ class Layout(NamedTuple):
     blocks: int  # a level of the encoder; the decoder has one more
     num_head_channels: int | None
     groups: int
+    middle: bool | None = None  # attention in the middle; None: as at the deepest level
 
     def level(self, c: int, width: int, blocks: int, attend: bool) -> nn.Sequential:
         """Residual blocks with self-attention between them, or after a single one."""
@@ -55,6 +56,9 @@ class Layout(NamedTuple):
             if attend and (i < blocks - 1 or blocks == 1):
                 layers.append(SelfAttention(width, heads_for(width, 1, self.num_head_channels), self.groups))
         return nn.Sequential(*layers)
+
+    def bottleneck(self, c: int) -> nn.Sequential:
+        return self.level(c, c, 2, self.attention[-1] if self.middle is None else self.middle)
 
     def out(self, c: int, channels: int) -> nn.Sequential:
         return nn.Sequential(group_norm(c, self.groups), nn.SiLU(), nn.Conv2d(c, channels, 3, padding=1))
@@ -73,7 +77,7 @@ class Encoder(nn.Module):
                 self.downs.append(Downsample(c))
             self.levels.append(layout.level(c, width, layout.blocks, attend))
             c = width
-        self.middle = layout.level(c, c, 2, layout.attention[-1])
+        self.middle = layout.bottleneck(c)
         self.out = layout.out(c, out_channels)
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -96,7 +100,7 @@ class Decoder(nn.Module):
         super().__init__()
         c = layout.widths[-1]
         self.conv_in = nn.Conv2d(in_channels, c, 3, padding=1)
-        self.middle = layout.level(c, c, 2, layout.attention[-1])
+        self.middle = layout.bottleneck(c)
         self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
         for width, attend in zip(layout.widths[::-1], layout.attention[::-1], strict=True):
             if self.levels:

@@ -15,8 +15,9 @@ import torch
 
 from ldctlib.errors import ParameterError
 from ldctlib.phantom.abdomen.abdomen import Abdomen
-from ldctlib.phantom.abdomen.tissues import ORGANS
 from ldctlib.phantom.canvas import Canvas
+from ldctlib.phantom.organs import ORGANS
+from ldctlib.phantom.thorax.thorax import Thorax
 from ldctlib.units import AIR_HU
 
 
@@ -30,7 +31,7 @@ class Anatomy(Protocol):
         """Draw the slice at ``canvas.z_mm``."""
 
 
-ANATOMIES: dict[str, type] = {"abdomen": Abdomen}
+ANATOMIES: dict[str, type] = {"abdomen": Abdomen, "thorax": Thorax}
 """Anatomies by name; each is called with a ``numpy.random.Generator`` and fulfils :class:`Anatomy`."""
 
 

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", help="a folder of scans in place of the phantoms")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="other samples and weights; give another --out with it")
     parser.add_argument("--dry-run", action="store_true", help="two steps of every stage on small patches")
     parser.add_argument("--graph", action="store_true", help="print who needs whom, and train nothing")
     options = vars(parser.parse_args(argv))

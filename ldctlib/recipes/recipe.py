@@ -84,6 +84,7 @@ class Stage:
     data: TrainingData
     options: dict[str, Any] = field(default_factory=dict)  # what the recipe's updates take in this stage
     needs: tuple[str, ...] = ()  # checkpoints that must be there before: trained in the same folder, or shipped
+    sides: int = 1  # its networks take images with sides of multiples of this
     epochs: int | None = None  # on a collection: steps = epochs * slices / batch, where the paper counts so
 
 

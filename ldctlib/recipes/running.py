@@ -17,7 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import ddnm, diffusion, dndp, man, regression
+from ldctlib.recipes import adversarial, clip, ddnm, diffusion, dndp, leda, man, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -37,6 +37,13 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "dndp_low": dndp.DNDP_LOW,
     "dndp_high": dndp.DNDP_HIGH,
     "prior_mr": ddnm.PRIOR_MR,
+    "clip": clip.CLIP,
+    **leda.RECIPES,
+    "qae": adversarial.QAE,
+    "wgan_vgg": adversarial.WGAN_VGG,
+    "wgan_vgg_redcnn": adversarial.WGAN_VGG_REDCNN,
+    "dugan": adversarial.DUGAN,
+    "dugan_redcnn": adversarial.DUGAN_REDCNN,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
 
@@ -158,6 +165,7 @@ def run(
     workers: int = 0,
     progress: bool = True,
     dry_run: bool = False,
+    seed: int = 0,
 ) -> Iterator[tuple[str, TrainLog]]:
     """Train a checkpoint, stage after stage; yields the training logs, tagged with the stage's name.
 
@@ -166,9 +174,10 @@ def run(
     ``data`` is a folder of scans in place of the phantoms, its training patients only: pairs teach the scanner's own
     full dose, full-dose scans alone get simulated noise. A state of other data or another recipe is refused.
     ``dry_run`` takes two steps of every stage on small patches with a narrow network: does it start on this machine,
-    with this data? Its results lie apart, in ``out/dry-run``.
+    with this data? Its results lie apart, in ``out/dry-run``. Another ``seed`` than 0 draws other samples, noise and
+    initial weights; give it an ``out`` of its own.
     """
-    out, chosen = Path(out), recipe(name, profile)
+    out, chosen = Path(out), reseeded(recipe(name, profile), seed)
     source = Source.open(data, chosen)
     stages = tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages)
     chosen = replace(chosen, stages=stages, output=source.output or chosen.output)
@@ -256,6 +265,18 @@ def _check_same_dependencies(before: Path, uses: Mapping[str, str]) -> None:
         )
 
 
+def reseeded(chosen: Recipe, seed: int) -> Recipe:
+    """The recipe with the seeds of training and data shifted, far enough that no other recipe's are met."""
+    if not seed:
+        return chosen
+    shift = 10_000 * seed
+    stages = tuple(
+        replace(s, train=replace(s.train, seed=s.train.seed + shift), data=replace(s.data, seed=s.data.seed + shift))
+        for s in chosen.stages
+    )
+    return replace(chosen, stages=stages)
+
+
 def steps_from_epochs(stage: Stage, n_slices: int | None) -> Stage:
     """The stage with its steps counted from its epochs, where a collection says how many slices an epoch has."""
     if stage.epochs is None or n_slices is None:
@@ -273,7 +294,10 @@ def dry(chosen: Recipe, *, narrow: bool) -> Recipe:
         if stage.train.batch_size % (stage.train.accumulation * processes):
             batch = {}  # the training itself would refuse: so must this
         config = replace(stage.train, steps=2, warmup_steps=0, log_every=1, **batch)
-        return replace(stage, train=config, data=stage.data.tiny())
+        data = stage.data.tiny()
+        if data.patch % stage.sides:
+            data = replace(data, patch=stage.sides, size=2 * stage.sides)
+        return replace(stage, train=config, data=data)
 
     networks = {k: replace(n, config=_narrow(n.config)) if narrow else n for k, n in chosen.networks.items()}
     return replace(chosen, stages=tuple(map(small, chosen.stages)), networks=networks)
@@ -318,7 +342,14 @@ def save(
         uses=uses,
         recipe=name,
         stages=[
-            dict(name=s.name, steps=n, seed=s.train.seed, data=asdict(s.data)) for s, n in zip(seen, done, strict=True)
+            dict(
+                name=s.name,
+                steps=n,
+                seed=s.train.seed,
+                data=asdict(s.data),
+                **({"options": s.options} if s.options else {}),
+            )
+            for s, n in zip(seen, done, strict=True)
         ],
         trained_on=dict(
             described or Source.open(None, chosen).described,

@@ -10,11 +10,12 @@ import numpy as np
 from ldctlib.phantom.abdomen.bowel import Bowel
 from ldctlib.phantom.abdomen.chest import Chest
 from ldctlib.phantom.abdomen.liver import Liver
-from ldctlib.phantom.abdomen.tissues import PHASES, draw_hu, draw_texture
+from ldctlib.phantom.abdomen.tissues import COMMON, PHASES, TEXTURE_HU
 from ldctlib.phantom.abdomen.vessels import Vessels
 from ldctlib.phantom.abdomen.viscera import Viscera
 from ldctlib.phantom.abdomen.wall import Frame, Spine, Wall
 from ldctlib.phantom.canvas import Canvas
+from ldctlib.phantom.organs import draw_hu, draw_texture
 from ldctlib.phantom.textures import cloud
 
 
@@ -27,7 +28,8 @@ class Abdomen:
         parts = iter(rng.spawn(8))  # a stream for each part, so that they can change separately
         own = next(parts)
         self.phase = str(own.choice(list(PHASES), p=[0.2, 0.2, 0.6]))
-        self.hu, self.texture_hu = draw_hu(own, self.phase), draw_texture(own)
+        self.hu = draw_hu(own, {**COMMON, **PHASES[self.phase]})
+        self.texture_hu = draw_texture(own, TEXTURE_HU)
         self.shift = own.uniform(0, 96, 3)
         self.wall = Wall(next(parts))
         self.spine = Spine(next(parts), self.wall)

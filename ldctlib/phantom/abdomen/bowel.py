@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.phantom.abdomen.tissues import ID
 from ldctlib.phantom.abdomen.wall import Frame, Wall
 from ldctlib.phantom.canvas import Canvas, Tube, smooth_path
+from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import cloud, swell
 
 

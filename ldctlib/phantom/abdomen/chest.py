@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.phantom.abdomen.tissues import ID
 from ldctlib.phantom.abdomen.wall import FROM_BACK, THETA, Frame, Spine, Wall
 from ldctlib.phantom.canvas import Box, Canvas, ellipsoid, ellipsoid_distance
+from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import cloud, sheets, swell
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ldctlib.phantom.abdomen.chest import Chest
-from ldctlib.phantom.abdomen.tissues import ID
 from ldctlib.phantom.abdomen.wall import Frame, Spine, Wall
 from ldctlib.phantom.canvas import Canvas, VesselTree, ellipsoid, ellipsoid_distance, smooth_path
+from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import sheets, swell
 
 

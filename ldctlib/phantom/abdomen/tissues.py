@@ -1,18 +1,4 @@
-"""The abdomen's vocabulary: label ids, HU ranges by contrast phase, and the strength of each tissue's texture."""
-
-from __future__ import annotations
-
-import numpy as np
-
-ORGANS: tuple[str, ...] = tuple(
-    "background, subcutaneous fat, skin, muscle, visceral fat, rib, cartilage, vertebra, disc, spinal canal, lung, "
-    "liver, portal vein, hepatic vein, gallbladder, spleen, stomach, stomach content, gas, renal cortex, "
-    "renal medulla, renal pelvis, adrenal, pancreas, aorta, vena cava, vessel, plaque, small bowel, bowel content, "
-    "colon, stool, metastasis, cyst, heart, oesophagus, table, ilium, diaphragm".split(", ")
-)
-"""Label id -> name; id 0 is what lies outside the body and the table."""
-
-ID = {name: i for i, name in enumerate(ORGANS)}
+"""The abdomen's HU ranges by contrast phase, and the strength of each tissue's texture."""
 
 COMMON = (
     {"fat": (-112, -92), "skin": (0, 40), "rib": (90, 220), "cortical": (650, 1150), "cartilage": (80, 130)}
@@ -52,16 +38,3 @@ TEXTURE_HU = (
     | {"heart": 5, "oesophagus": 8, "ilium": 60, "portal vein": 3, "hepatic vein": 3}
 )
 """Standard deviation of a tissue's texture in HU; a patient has 0.7 to 1.4 of it."""
-
-
-def draw_hu(rng: np.random.Generator, phase: str) -> dict[str, float]:
-    """One patient's HU by tissue."""
-    return {name: float(rng.uniform(*span)) for name, span in {**COMMON, **PHASES[phase]}.items()}
-
-
-def draw_texture(rng: np.random.Generator) -> np.ndarray:
-    """One patient's texture strength (HU) by label id, (256,)."""
-    strength = np.zeros(256, np.float32)
-    for name, value in TEXTURE_HU.items():
-        strength[ID[name]] = value * rng.uniform(0.7, 1.4)
-    return strength

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.phantom.abdomen.tissues import ID
 from ldctlib.phantom.abdomen.viscera import Viscera
 from ldctlib.phantom.abdomen.wall import Frame, Spine, Wall
 from ldctlib.phantom.canvas import Canvas, VesselTree, ellipsoid, smooth_path
+from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import cloud, sheets, swell
 
 

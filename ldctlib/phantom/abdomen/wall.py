@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldctlib.phantom.abdomen.tissues import ID
 from ldctlib.phantom.canvas import Box, Canvas, capsules, ellipsoid
+from ldctlib.phantom.organs import ID
 from ldctlib.phantom.textures import cloud, sample_at, sheets, swell
 
 N_ANGLES = 4096
@@ -198,6 +198,10 @@ class Spine:
         """Centre of the vertebral body at z."""
         return self.sway * np.sin(z / 80), self.y - self.lordosis * np.cos((z + 60) / 55)
 
+    def back_at(self, z: float) -> float:
+        """y of the back's muscles behind the spine."""
+        return self.wall.axis_y + self.wall.half_depth
+
     def draw(self, canvas: Canvas, frame: Frame, hu: dict) -> None:
         z = canvas.z_mm
         cx, cy = self.at(z)
@@ -269,7 +273,7 @@ class Spine:
     def _draw_arch(self, canvas, hu, box, wobble, cx, yc, a):
         """Pedicles, laminae, transverse and spinous processes, facets; z is halved, so that parts stand tall."""
         h, z = self.height, canvas.z_mm
-        tip = min(yc + 36, self.wall.axis_y + self.wall.half_depth - 7)
+        tip = min(yc + 36, self.back_at(z) - 7)
         ends_a, ends_b, radii = [], [], []
         for n in np.ceil(z / h) + (1, 0, -1):
 

@@ -1,0 +1,162 @@
+"""Language as a loss (LEDA: Chen et al. 2024): words for an image (Eq. 1), and images of the same words (Eq. 3)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.models.vqgan import VQGAN, VQGAN_RANGE
+from ldctlib.units import Range
+
+THRESHOLDS = (0.95, 0.9, 0.8)
+"""rho_l of the layers' candidate pools (section 3.1)."""
+
+CHUNK = 2**25
+"""Logits that exist at a time in the semantic loss."""
+
+
+def candidate_pools(similarities: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> Tensor:
+    """Words that may stand for an image, layer by layer: (B, V) similarities -> bool (B, layers, V).
+
+    Each image's similarities are normalised to [0, 1] over the vocabulary first: raw cosines of an image with all words
+    lie so close together that no threshold tells them apart. The most similar word is in every pool, so none is empty.
+    Words of similarity -inf take no part. Raises ParameterError where an image has nothing else, for other similarities
+    that are not finite, and for thresholds outside (0, 1].
+    """
+    if similarities.ndim != 2 or similarities.shape[1] < 2:
+        raise ShapeError(f"similarities are (B, V) with two words or more, got {tuple(similarities.shape)}")
+    taking_part = similarities > -torch.inf
+    high = similarities.amax(dim=1, keepdim=True)
+    if not torch.isfinite(high).all() or not all(0 < t <= 1 for t in thresholds):  # NaN anywhere is the highest
+        raise ParameterError(f"needs finite similarities and thresholds in (0, 1], got thresholds {tuple(thresholds)}")
+    low = torch.where(taking_part, similarities, torch.inf).amin(dim=1, keepdim=True)
+    relative = torch.where(high > low, (similarities - low) / (high - low), taking_part.to(similarities.dtype))
+    return relative[:, None] >= relative.new_tensor(thresholds)[:, None]
+
+
+def semantic_loss(
+    embeddings: Sequence[Tensor], codebook: Tensor, candidates: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """Eq. 1: minus log softmax over the vocabulary of -||z_l - e(k)||^2, averaged over candidates, positions, layers.
+
+    embeddings : z_l of every layer, (B, C, h_l, w_l); the gradient goes into these.
+    codebook : e(k), (V, C).
+    candidates : (B, layers, V), True or weights: the words that are right for the image on that layer.
+    temperature : divides the squared distances. 1 is the paper's; others deviate from it, for codewords so short that
+        the softmax is flat, or so long that it is a step.
+
+    ||z||^2 stands above and below in the softmax and cancels, so that the loss is mean ||e_c||^2 - 2 z . mean e_c +
+    logsumexp(2 z . e_k - ||e_k||^2), which needs one product a vocabulary; it is recomputed in the backward pass.
+    """
+    batch, layers, size = candidates.shape if candidates.ndim == 3 else (0, 0, 0)
+    if (layers, size) != (len(embeddings), len(codebook)) or any(len(z) != batch for z in embeddings):
+        raise ShapeError(
+            f"candidates must be (images, layers, words) of {len(embeddings)} layers and {len(codebook)} words, got "
+            f"{tuple(candidates.shape)} for {[tuple(z.shape) for z in embeddings]}"
+        )
+    weights = candidates.to(codebook.dtype)
+    totals = weights.sum(dim=-1, keepdim=True)
+    if not (totals > 0).all():
+        raise ParameterError("every image needs a candidate on every layer")
+    if not temperature > 0:
+        raise ParameterError(f"temperature must be positive, got {temperature}")
+    with torch.autocast(codebook.device.type, enabled=False):
+        weights = weights / totals
+        squares = codebook.square().sum(dim=1)
+        mean_word, mean_square = weights @ codebook, weights @ squares  # (B, layers, C) and (B, layers)
+        losses = []
+        for layer, z in enumerate(embeddings):
+            z = z.float().flatten(2).transpose(1, 2)  # (B, positions, C)
+            right = mean_square[:, layer, None] - 2 * (z * mean_word[:, layer, None]).sum(dim=-1)
+            losses.append((right / temperature).mean() + _mean_log_sum(z.flatten(0, 1), codebook, squares, temperature))
+        return torch.stack(losses).mean()
+
+
+def _mean_log_sum(z: Tensor, codebook: Tensor, squares: Tensor, temperature: float) -> Tensor:
+    """Mean over z (N, C) of logsumexp_k((2 z . e_k - ||e_k||^2) / temperature), a chunk at a time."""
+
+    def chunk(part: Tensor, words: Tensor, offsets: Tensor) -> Tensor:
+        return (torch.addmm(offsets, part, words.T, beta=-1, alpha=2) / temperature).logsumexp(dim=1).sum()
+
+    parts = z.split(max(1, CHUNK // len(codebook)))
+    if len(parts) == 1:
+        return chunk(z, codebook, squares) / len(z)
+    return sum(checkpoint(chunk, part, codebook, squares, use_reentrant=False) for part in parts) / len(z)
+
+
+class Features(NamedTuple):
+    """What LEDA compares of an image."""
+
+    continuous: Tensor  # after quant_conv
+    discrete: Tensor  # mean codewords, with the straight-through gradient
+
+
+class LEDALoss(nn.Module):
+    """Eq. 3's second term, weight * (||z - z_hat||^2 + ||z_q - z_q_hat||^2), both as means; for any denoiser:
+
+        leda = LEDALoss(autoencoder)
+        prediction = denoiser(ldct)
+        loss = mse_loss(prediction, ndct) + leda(prediction, ndct)
+
+    autoencoder : a trained VQGAN; a frozen copy is kept, through whose encoder the gradient flows.
+    weight : lambda, .5 in the paper.
+    continuous, discrete : LEDA-C and LEDA-D of Table 3, one at a time or both.
+    image_range : the range that the images come in; None for HU. By default [0, 1] for -1000 to 2000 HU, as the
+        autoencoder sees them.
+
+    The discrete term's gradient goes straight through: in z_hat it is 2 (z_q_hat - z_q) / number of values, and not
+    zero, although z_q_hat is constant almost everywhere. Sides must be multiples of ``autoencoder.multiple`` (with
+    LEDA-C alone of ``factor``). :meth:`features` of a reference can be computed once and given in its place.
+    """
+
+    def __init__(
+        self,
+        autoencoder: VQGAN,
+        weight: float = 0.5,
+        *,
+        continuous: bool = True,
+        discrete: bool = True,
+        image_range: Range | None = VQGAN_RANGE,
+    ):
+        super().__init__()
+        if not (continuous or discrete) or not weight >= 0:
+            raise ParameterError(
+                f"LEDA needs a weight of 0 or more and one of its spaces, got {weight=}, {continuous=}, {discrete=}"
+            )
+        self.autoencoder = copy.deepcopy(autoencoder).requires_grad_(False).eval()
+        self.weight, self.continuous, self.discrete, self.image_range = weight, continuous, discrete, image_range
+
+    def train(self, mode: bool = True) -> LEDALoss:
+        return super().train(False)
+
+    def features(self, images: Tensor) -> Features:
+        """Continuous and discrete features of images in ``image_range``."""
+        if self.image_range != VQGAN_RANGE:
+            hu = images if self.image_range is None else self.image_range.from_model(images)
+            images = VQGAN_RANGE.to_model(hu)
+        z = self.autoencoder.encode(images)
+        return Features(z, self.autoencoder.quantiser(z).z_q if self.discrete else z)
+
+    def terms(self, prediction: Tensor, reference: Tensor | Features) -> dict[str, Tensor]:
+        """The terms that are asked for, unweighted: "leda_c" and "leda_d"."""
+        if not isinstance(reference, Features):
+            if prediction.shape != reference.shape:
+                raise ShapeError(f"prediction {tuple(prediction.shape)} and reference {tuple(reference.shape)} differ")
+            with torch.no_grad():
+                reference = self.features(reference)
+        estimate, terms = self.features(prediction), {}
+        if self.continuous:
+            terms["leda_c"] = F.mse_loss(estimate.continuous.float(), reference.continuous.float())
+        if self.discrete:
+            terms["leda_d"] = F.mse_loss(estimate.discrete, reference.discrete)
+        return terms
+
+    def forward(self, prediction: Tensor, reference: Tensor | Features) -> Tensor:
+        return self.weight * sum(self.terms(prediction, reference).values())

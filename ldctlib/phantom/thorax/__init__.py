@@ -1,0 +1,1 @@
+"""The thorax, one organ system a file."""
