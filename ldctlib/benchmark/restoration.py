@@ -295,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--doses", default="0.25,0.1")
     parser.add_argument("--crop", type=int, default=192, help="pixels a side of the central square")
     parser.add_argument("--mr", nargs="?", const="phantom", help="MR in place of CT: phantoms, or a folder of scans")
+    parser.add_argument("--slices", type=int, default=2, help="of each MR volume, spread over the heart")
     parser.add_argument("--prior", help="a checkpoint's name or file; default: prior_ct, or prior_mr with --mr")
     parser.add_argument("--json", type=Path, help="also write every number here")
     parser.add_argument("--no-intervals", action="store_true", help="means only")
@@ -306,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases: Iterator[RestorationCase] = iter(())
         if options.mr:
             source = seeds if options.mr == "phantom" else options.mr
-            cases = mr_tasks(mr_images(source, options.patients, crop=options.crop), tasks)
+            cases = mr_tasks(mr_images(source, options.patients, options.slices, crop=options.crop), tasks)
         if not options.mr and "views" in tasks:
             cases = few_view_cases(seeds)
         if not options.mr and (of_images := [t for t in tasks if t != "views"]):
