@@ -85,7 +85,7 @@ SMALL = network(width=192, layers=6, image_size=192, patch=16, text_width=128, t
 TINY: dict[str, Any] = dict(draw_size=192, n_slices=16, n_noises=4)
 CLIP = {
     "workshop": clip(SMALL, (20, 10), 8, 5, 5, **TINY),
-    "train": clip(SMALL, (800, 450), 32, 100, 50),
+    "train": clip(SMALL, (600, 300), 32, 100, 50),
     "paper": clip(SMALL, (20_000, 10_000), 64, 500, 100),
 }
 """PubMedCLIP itself is not trained again: the paper's profile of LEDA takes it as published."""
