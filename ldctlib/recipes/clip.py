@@ -50,8 +50,7 @@ def updates(context: Context):
     weights = torch.tensor([CONSTANT_WEIGHT if word in constant else 1.0 for word in v.WORDS], device=context.device)
 
     def loss(model, batch, generator, step):
-        n = len(v.SPECIAL) + len(v.FUNCTION)
-        images, words = model.encode_image(batch["image_hu"]), model.encode_words()[n:]
+        images, words = model.encode_image(batch["image_hu"]), model.encode_words()[model.eligible]
         captions = model.encode_text(batch["caption"])
         scale, truth = model.model.logit_scale.exp().clamp(max=100.0), batch["truth"]
         of_words = scale * images @ words.T

@@ -15,7 +15,7 @@ import torch
 
 from ldctlib import checkpoints
 from ldctlib.data import vocabulary as v
-from ldctlib.data.captions import DrawnSlice, Facts, captioned_slices, word_truth
+from ldctlib.data.captions import INDEX, PRESENT_MM2, DrawnSlice, Facts, captioned_slices, word_truth
 from ldctlib.metrics.words import Said, said, word_aucs
 from ldctlib.pipelines.words import words
 
@@ -61,14 +61,13 @@ def phantom_set(patients: int, first: int, size: int = 320) -> tuple[torch.Tenso
 def segmentation_truth(labels: np.ndarray, pixel_mm: float) -> np.ndarray:
     """:func:`~ldctlib.data.captions.word_truth` from a slice of TotalSegmentator's classes; else -1."""
     truth = np.full(len(v.WORDS), -1, np.int8)
-    index = {w: i for i, w in enumerate(v.WORDS)}
     for group, value in ((v.GENERAL_WORDS, 1), (v.ABDOMEN_WORDS, 1), (v.DISTRACTORS, 0)):
-        truth[[index[w] for w in group]] = value
+        truth[[INDEX[w] for w in group]] = value
     for word, classes in SEGMENTATION_WORDS.items():
         area = np.isin(labels, classes).sum() * pixel_mm**2
-        value = 1 if area >= 60 else 0 if area == 0 else -1
+        value = 1 if area >= PRESENT_MM2["organ"] else 0 if area == 0 else -1
         same = [w for w, organs in v.ORGAN_WORDS.items() if organs == v.ORGAN_WORDS[word]]
-        truth[[index[w] for w in same]] = value
+        truth[[INDEX[w] for w in same]] = value
     return truth
 
 
@@ -88,7 +87,7 @@ def real_set(folder: Path) -> tuple[torch.Tensor, np.ndarray]:
 def similarities(clip, images: torch.Tensor) -> np.ndarray:
     """(N, V) of the vocabulary's words."""
     out = torch.cat([clip.similarity(part) for part in images.split(16)])
-    return out[:, len(v.SPECIAL) + len(v.FUNCTION) :].numpy()
+    return out[:, clip.eligible].numpy()
 
 
 def report(name: str, clip, images: torch.Tensor, truth: np.ndarray, least: int) -> None:

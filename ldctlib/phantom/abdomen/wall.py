@@ -213,15 +213,20 @@ class Spine:
         canvas.paint(*shape, hu["fat"] + 30, ID["visceral fat"])
         self._draw_body(canvas, hu, box, wobble, cx, cy, a, b)
         yc = cy + b * 0.8 + 9
-        for grow, value in ((3.0, hu["fat"] + 50), (0.0, hu["canal"])):
-            shape = ellipsoid(canvas, (cx, yc, z), (9.5 + grow, 7 + grow, 1e3), 0.0, 2)
-            canvas.paint(*shape, value, ID["spinal canal"])
+        self._draw_canal(canvas, hu, (cx, yc, z), (9.5, 7), 3.0)
         self._draw_arch(canvas, hu, box, wobble, cx, yc, a)
         if z < self.crest[0] + 2:
             self._draw_ilium(canvas, frame, hu)
 
     def _bone(self, canvas, hu, inner, shell=1.2):
         return hu["trabecular"] + (0.8 * hu["cortical"] - hu["trabecular"]) * canvas.coverage(shell - inner)
+
+    @staticmethod
+    def _draw_canal(canvas, hu, centre, semi_axes, rim):
+        """The canal within its rim of fat."""
+        for grow, value in ((rim, hu["fat"] + 50), (0.0, hu["canal"])):
+            shape = ellipsoid(canvas, centre, (*(v + grow for v in semi_axes), 1e3), 0.0, 2)
+            canvas.paint(*shape, value, ID["spinal canal"])
 
     def _draw_muscles(self, canvas, frame, hu, cx, cy, a, b):
         z, yb = canvas.z_mm, self.wall.axis_y + self.wall.half_depth

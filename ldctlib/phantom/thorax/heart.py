@@ -115,9 +115,9 @@ class Heart:
         sac = np.minimum(sac, limit - 1)
         inside = canvas.coverage(sac)
         canvas.blend(box, canvas.line_coverage(sac, self.pericardium_mm) * 0.8, hu["muscle"] - 10)
-        canvas.blend(box, canvas.coverage(sac - self.pericardium_mm), hu["fat"], ID["mediastinal fat"])
+        whole = canvas.coverage(sac - self.pericardium_mm)
+        canvas.blend(box, whole, hu["fat"], ID["mediastinal fat"])
         if self.effusion_mm:
-            whole = canvas.coverage(sac - self.pericardium_mm)
             heart = np.maximum(np.maximum(left, right), np.maximum(right_atrium, left_atrium)) + self.fat_mm
             canvas.blend(box, whole * canvas.coverage(-heart), hu["pericardial fluid"], ID["pericardial effusion"])
         soft = canvas.sample(swell(3), box, 1.0, self.shift[2])

@@ -151,9 +151,8 @@ class Mediastinum:
         widths = [float(np.interp(z, WIDTH_Z, column)) * s * self.width for column in WIDTHS]
         wide = np.mean([np.interp(share + v, WIDTH_SHARES, widths) for v in (-0.09, -0.045, 0, 0.045, 0.09)], axis=0)
         bend = canvas.sample(swell(1), box, 3.0, self.shift[0])
-        at = float(
-            self.tubes["oesophagus"][0].points[np.argmin(np.abs(self.tubes["oesophagus"][0].points[:, 2] - z)), 0]
-        )
+        gullet = self.tubes["oesophagus"][0].points
+        at = float(gullet[np.argmin(np.abs(gullet[:, 2] - z)), 0])
         middle = np.interp(share, [0, 0.5, 0.9, 1.1], [3 * s, 4 * s, at, self.spine.at(z)[0]]).astype(np.float32)
         fat = wide.astype(np.float32) - np.abs(x - middle) + 2 * bend
         cut = {}

@@ -330,7 +330,5 @@ class ThoracicSpine(Spine):
             )
         self._draw_body(canvas, hu, box, wobble, cx, cy, a, b)
         yc = cy + b * 0.8 + 9
-        for grow, value in ((2.5, hu["fat"] + 50), (0.0, hu["canal"])):
-            shape = ellipsoid(canvas, (cx, yc, z), (8.5 + grow, 7.5 + grow, 1e3), 0.0, 2)
-            canvas.paint(*shape, value, ID["spinal canal"])
+        self._draw_canal(canvas, hu, (cx, yc, z), (8.5, 7.5), 2.5)
         self._draw_arch(canvas, hu, box, wobble, cx, yc, a)

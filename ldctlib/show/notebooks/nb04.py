@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ldctlib.errors import ParameterError
+from ldctlib.models.pyramid_quantiser import PYRAMID
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import plane
 from ldctlib.show.png import COLOURS
@@ -19,9 +20,6 @@ from ldctlib.units import SOFT_TISSUE, Window
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATIO = 4
-"""Positions of a layer for each one of the layer before, along each axis."""
-LAYERS = 3
 SIDE = 6.4  # inches: the image that words are written on
 SIZES = {1: (13, 9), 2: (9, 5)}  # points: of a word that fits, and the smallest, in each layer
 LAYER_COLOURS = {1: COLOURS[4], 2: COLOURS[5]}
@@ -36,10 +34,10 @@ def vqgan_diagram(positions: Sequence[int] = (4, 64, 1024), words: Sequence[str]
 
     A layer takes the nearest code at its positions, and adds z - code there to what the next one sees.
     """
-    words = ["words"] * LAYERS if words is None else [f"“{each}”" for each in words]
-    if len(positions) != LAYERS or len(words) != LAYERS:
+    words = ["words"] * len(PYRAMID) if words is None else [f"“{each}”" for each in words]
+    if not len(positions) == len(words) == len(PYRAMID):
         have = f"{len(positions)} numbers of positions, words of {len(words)}"
-        raise ParameterError(f"the pyramid has {LAYERS} layers, got {have}")
+        raise ParameterError(f"the pyramid has {len(PYRAMID)} layers, got {have}")
     boxes = {
         "x": ("$x$", 0, 1, "image", "data"),
         "E": ("encoder", 1, 1, "", "network"),
@@ -113,7 +111,7 @@ def words_on_image(
 
 def _block(layer: int) -> int:
     """Grid positions along the side of a layer's block."""
-    return RATIO ** (LAYERS - layer)
+    return PYRAMID[layer - 1][0]
 
 
 def _check_words(words: Sequence[tuple[int, int, int, str]], grid: tuple[int, int]) -> None:
