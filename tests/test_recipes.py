@@ -274,6 +274,17 @@ def test_a_dry_run_lies_apart_and_says_so(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["clip", "prior_mr", "vqgan_semantic", "dugan", "dndp_low"])
+def test_a_dry_run_s_images_fit_their_networks(name):
+    """Every kind of data has a small form, with sides that the stage's networks take."""
+    for profile in ("workshop", "train", "paper"):
+        chosen = recipes.recipe(name, profile)
+        for stage, small in zip(chosen.stages, running.dry(chosen, narrow=True).stages, strict=True):
+            assert small.data.n_slices <= 4 and small.train.steps == 2
+            assert getattr(small.data, "patch", 0) % stage.sides == 0
+            assert small.data.size >= getattr(small.data, "patch", 0)
+
+
 @pytest.mark.parametrize(("processes", "batch"), [(1, 2), (4, 8), (8, 16)])
 def test_a_dry_run_takes_batches_that_divide_as_the_training_s_do(monkeypatch, processes, batch):
     """Of 4 micro-batches of 4: eight processes are too many, which the dry run has to find out."""

@@ -106,8 +106,8 @@ class CaptionConfig:
             raise ParameterError("captions are made from a phantom's labels: this training takes no folder of scans")
         return CaptionedSlices(self)
 
-    def tiny(self) -> CaptionConfig:
-        """Few slices that are drawn at once, to see that a training starts."""
+    def tiny(self, multiple: int = 1) -> CaptionConfig:
+        """Few slices that are drawn at once, to see that a training starts; images keep the size that CLIP takes."""
         return replace(self, draw_size=128, n_slices=4, n_noises=2)
 
 

@@ -48,9 +48,10 @@ class MRPatchConfig:
         """The stream of phantoms and photographs, or of a collection's scans in arbitrary units."""
         return MRPatches(self, collection)
 
-    def tiny(self) -> MRPatchConfig:
+    def tiny(self, multiple: int = 1) -> MRPatchConfig:
         """Small patches from a bank that is drawn at once, to see that a training starts."""
-        return replace(self, patch=64, size=96, n_slices=3, n_photographs=2)
+        patch = 64 + -64 % multiple
+        return replace(self, patch=patch, size=max(96, patch), n_slices=3, n_photographs=2)
 
 
 class MRPatches(Dataset):

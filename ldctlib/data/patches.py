@@ -71,10 +71,11 @@ class PatchConfig:
             return PairedPatches(collection, self)
         return NoisePatches(self, slices=ScanSlices(collection))
 
-    def tiny(self) -> PatchConfig:
+    def tiny(self, multiple: int = 1) -> PatchConfig:
         """Small patches from banks that are drawn at once, to see that a training starts."""
         patch = max(16, 64 // self.block_mean)
-        return replace(self, patch=patch, size=128, n_slices=4, n_photographs=2, n_noises=2)
+        patch += -patch % multiple
+        return replace(self, patch=patch, size=max(128, 2 * patch), n_slices=4, n_photographs=2, n_noises=2)
 
 
 def _sample(ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from ldctlib.losses.adversarial import hinge_generator, sobel, unet_discriminato
 from ldctlib.losses.regression import weighted_mse
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes import regression
-from ldctlib.recipes.recipe import HU_RANGE, SMALL_BANKS, Context, Network, Recipe, Stage
+from ldctlib.recipes.recipe import ANATOMIES, HU_RANGE, SHORT_BANKS, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import LossFunction, Optimizer, TrainConfig, Update
 from ldctlib.units import Range
 
@@ -29,7 +29,7 @@ SEEN = Range(-300.0, 300.0, 0.0, 1.0)
 """In what the losses are: DU-GAN's 600 HU as [0, 1], for which its weights are; a judge of -1000 … 1000 HU would hardly
 see soft tissue. Nothing is clipped."""
 
-BANKS: dict[str, Any] = dict(n_slices=128, n_photographs=64, n_noises=96, anatomies=("abdomen", "thorax"))
+BANKS: dict[str, Any] = SHORT_BANKS | dict(anatomies=ANATOMIES)
 
 # ---------------------------------------------------------------- Q-AE (Fan et al. 2020)
 

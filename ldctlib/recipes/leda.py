@@ -23,8 +23,9 @@ from ldctlib.losses.adversarial import hinge_discriminator
 from ldctlib.models.vqgan import VQGAN, VQGAN_RANGE
 from ldctlib.pipelines.published_clip import PUBMEDCLIP, published_clip
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes.recipe import PAPER_DATA, SMALL_BANKS, Context, Network, Recipe, Stage
+from ldctlib.recipes.recipe import ANATOMIES, PAPER_DATA, SHORT_BANKS, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import Optimizer, TrainConfig, Update
+from ldctlib.training.processes import share_from_first
 
 
 def perceptual(side: int | None) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
@@ -74,9 +75,7 @@ def place_codebook(model: VQGAN, x: Tensor, table: Tensor | None, generator: tor
             z = model.encode(x).movedim(1, -1).flatten(0, -2)
             chosen = torch.randint(len(z), (len(model.quantiser.codebook),), generator=generator, device=z.device)
             model.quantiser.codebook.copy_(z[chosen])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for tensor in model.state_dict().values():
-                torch.distributed.broadcast(tensor, 0)
+    share_from_first(model.state_dict().values())
 
 
 def vqgan_updates(context: Context):
@@ -169,8 +168,6 @@ def vqgan_start(profile: str, *, seed: int = 1) -> Recipe:
     stages = (Stage("features", TrainConfig(**train), PatchConfig(**data), options, sides=SIDES[profile == "paper"]),)
     return Recipe({"autoencoder": network}, stages, start_updates, VQGAN_RANGE, paper="LEDA, section 2.1")
 
-
-ANATOMIES = ("abdomen", "thorax")
 
 PAPER_VQGAN: dict[str, Any] = dict(width=64, channel_mult=[1, 1, 2, 2, 4], z_channels=256, blocks=1)
 PAPER_VQGAN |= dict(codebook_size=49_408, embed_dim=512)
@@ -294,7 +291,7 @@ def denoiser(profile: str, model: str, loss: str, *, seed: int = 1) -> Recipe:
         steps = TRAIN_STEPS[model][0 if first else 1]
         train |= dict(steps=steps, batch_size=4, lr=5e-4, lr_end=5e-6, log_every=50)
         train |= dict(schedule="constant", lr_end=0.0, warmup_steps=50) if first else {}
-        data |= dict(photograph_share=0.2, n_slices=128, n_photographs=64, n_noises=96)
+        data |= SHORT_BANKS | dict(photograph_share=0.2)
     network = Network(model, DENOISERS[model][size], start=None if first else start)
     epochs = 50 if profile == "paper" else None
     stage = Stage(loss, TrainConfig(**train), PatchConfig(**data), options, needs, SIDES[profile == "paper"], epochs)

@@ -24,6 +24,12 @@ HU_RANGE = Range(-1000.0, 1000.0)
 SMALL_BANKS: dict[str, Any] = dict(size=256, n_slices=16, n_photographs=16, n_noises=12)
 """Banks of a live training in a workshop: drawn in seconds."""
 
+SHORT_BANKS: dict[str, Any] = dict(n_slices=128, n_photographs=64, n_noises=96)
+"""Banks of a training of a quarter of an hour."""
+
+ANATOMIES = ("abdomen", "thorax")
+"""Of the phantoms that LEDA's denoisers and those they are compared with see."""
+
 PAPER_TRAIN: dict[str, Any] = dict(batch_size=16, accumulation=4, schedule="constant", precision="auto", log_every=100)
 PAPER_DATA: dict[str, Any] = dict(patch=512, size=704, photograph_share=0.0)
 """MAN's section 3.2: batches of 16 whole slices at a constant rate."""
@@ -71,8 +77,8 @@ class TrainingData(Protocol):
     def open(self, collection: Collection | None = None) -> Dataset:
         """The endless stream of samples, of phantoms or of a collection's scans."""
 
-    def tiny(self) -> TrainingData:
-        """The same with small patches that are drawn at once."""
+    def tiny(self, multiple: int = 1) -> TrainingData:
+        """The same with small patches that are drawn at once, their sides multiples of ``multiple``."""
 
 
 @dataclass(frozen=True)

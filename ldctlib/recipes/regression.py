@@ -10,7 +10,7 @@ from typing import Any
 
 from ldctlib.data.patches import PatchConfig
 from ldctlib.losses.regression import weighted_mse
-from ldctlib.recipes.recipe import SMALL_BANKS, Context, Network, Recipe, Stage
+from ldctlib.recipes.recipe import SHORT_BANKS, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 
 
@@ -51,8 +51,6 @@ NAFNET = {
 
 # ---------------------------------------------------------------- RED-CNN (Chen et al. 2017), linear output
 
-REDCNN_BANKS: dict[str, Any] = dict(n_slices=128, n_photographs=64, n_noises=96)
-
 
 def redcnn(steps: tuple[int, int], warmup: int, batch_size: int, log_every: int, banks) -> Recipe:
     """Steps of the stages "stable" and "decay", and warm-up steps of the first."""
@@ -68,6 +66,6 @@ def redcnn(steps: tuple[int, int], warmup: int, batch_size: int, log_every: int,
 
 REDCNN = {
     "workshop": redcnn((20, 20), 5, batch_size=4, log_every=5, banks=SMALL_BANKS),
-    "train": redcnn((400, 900), 100, batch_size=8, log_every=50, banks=REDCNN_BANKS),
-    "paper": redcnn((93_000, 20_000), 100, batch_size=8, log_every=50, banks=REDCNN_BANKS),
+    "train": redcnn((400, 900), 100, batch_size=8, log_every=50, banks=SHORT_BANKS),
+    "paper": redcnn((93_000, 20_000), 100, batch_size=8, log_every=50, banks=SHORT_BANKS),
 }

@@ -294,10 +294,7 @@ def dry(chosen: Recipe, *, narrow: bool) -> Recipe:
         if stage.train.batch_size % (stage.train.accumulation * processes):
             batch = {}  # the training itself would refuse: so must this
         config = replace(stage.train, steps=2, warmup_steps=0, log_every=1, **batch)
-        data = stage.data.tiny()
-        if data.patch % stage.sides:
-            data = replace(data, patch=stage.sides, size=2 * stage.sides)
-        return replace(stage, train=config, data=data)
+        return replace(stage, train=config, data=stage.data.tiny(stage.sides))
 
     networks = {k: replace(n, config=_narrow(n.config)) if narrow else n for k, n in chosen.networks.items()}
     return replace(chosen, stages=tuple(map(small, chosen.stages)), networks=networks)

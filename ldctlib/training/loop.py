@@ -169,7 +169,7 @@ def _advance(state: TrainState, given: nn.Module | Mapping[str, nn.Module], samp
             decay = min(config.ema_decay, (1 + n) / (10 + n))
             with torch.no_grad():
                 torch._foreach_lerp_(list(part.ema.values()), list(part.parameters.values()), 1 - decay)
-        share_from_first(part.network.buffers(), state.accelerator)
+        share_from_first(part.network.buffers())
     state.step += 1
 
 

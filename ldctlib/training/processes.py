@@ -31,9 +31,9 @@ def make_accelerator(config: TrainConfig):
 
 
 @torch.no_grad()
-def share_from_first(tensors: Iterable[Tensor], accelerator) -> None:
+def share_from_first(tensors: Iterable[Tensor]) -> None:
     """Give every process the first one's values."""
-    if accelerator.num_processes > 1:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         for tensor in tensors:
             first = tensor.detach().contiguous()  # channels-last weights are not
             torch.distributed.broadcast(first, src=0)

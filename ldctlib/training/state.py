@@ -78,7 +78,7 @@ class TrainState:
         for name, c in weights.items():
             checkpoints.place(self.trained[name].network, c.state_dict, where=c.path)
         for name, part in self.trained.items():
-            share_from_first([*part.network.parameters(), *part.network.buffers()], self.accelerator)
+            share_from_first([*part.network.parameters(), *part.network.buffers()])
             if name in self.averaged:
                 part.ema = {key: p.detach().clone() for key, p in part.parameters.items()}
 
