@@ -98,3 +98,36 @@ def test_words_that_have_no_place_are_refused(words, grid, says):
 def test_one_image_is_needed():
     with pytest.raises(ShapeError, match="one image"):
         nb04.words_on_image(torch.zeros(2, 1, 64, 64), [], GRID)
+
+
+def test_the_pyramid_s_positions_are_those_of_the_quantiser():
+    figure = nb04.pyramid_positions(torch.zeros(256, 128), 8)
+    assert not plt.get_fignums()
+    dots = [axis.collections[0].get_offsets().data for axis in figure.axes]
+    assert [len(each) for each in dots] == [2, 32, 512]
+    assert dots[0].tolist() == [[59.5, 59.5], [59.5, 187.5]]  # the 8th of 16 blocks of 8 pixels
+    assert "every 16th" in figure.axes[0].get_title()
+    with pytest.raises(ShapeError, match="multiples of 16"):
+        nb04.pyramid_positions(torch.zeros(200, 200), 8)
+
+
+def test_gradients_have_the_loss_s_sign_and_unit_size():
+    x = torch.tensor([[[[1.0, -2.0], [0.0, 3.0]]]])
+    with torch.no_grad():  # notebooks work without gradients
+        found = nb04.gradient_images({"square": lambda y: y.square().mean(), "sum": torch.sum}, x)
+    torch.testing.assert_close(found["square"], x / (14 / 4) ** 0.5)
+    torch.testing.assert_close(found["sum"], torch.ones_like(x))
+
+
+def test_the_explorer_redraws_for_a_view_and_its_layers():
+    views = {"dark": (torch.full((64, 64), -200.0), ALL), "bright": (torch.full((64, 64), 300.0), ALL[:4])}
+    panel = nb04.words_explorer(views, GRID, wrong=["mediastinum"])
+    assert panel.controls["view"].value == "bright"
+    first = panel.image.value
+    panel.controls["layers"].value = (2,)  # of which the bright view has none
+    second = panel.image.value
+    panel.controls["view"].value = "dark"
+    assert len({first, second, panel.image.value}) == 3
+    assert len(written(panel.figure())) == 4 and len(written(panel.figure("dark", (2,)))) == 64
+    with pytest.raises(ParameterError, match="needs a view"):
+        nb04.words_explorer({}, GRID)

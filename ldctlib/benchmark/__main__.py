@@ -13,6 +13,7 @@ from ldctlib.benchmark.record import record
 from ldctlib.benchmark.run import run
 from ldctlib.data.collection import open_collection
 from ldctlib.errors import LdctError
+from ldctlib.phantom.patient import ANATOMIES
 from ldctlib.units import SOFT_TISSUE
 
 
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dose", type=float, help="of the low-dose scans, where the folder does not say it")
     parser.add_argument("--patients", type=int, default=4, help="phantom patients")
     parser.add_argument("--first-seed", type=int, default=FIRST_UNSEEN, help="of the phantom patients")
+    parser.add_argument("--anatomy", default="abdomen", choices=ANATOMIES, help="of the phantoms")
+    doses = "of the phantoms' low-dose scans, comma-separated"
+    parser.add_argument("--doses", default=(0.25, 0.1), type=lambda x: [float(d) for d in x.split(",")], help=doses)
     parser.add_argument("--crop", type=int, help="the central square of the phantoms, for slow methods")
     names = "comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0"
     parser.add_argument("--methods", default="ldct,gaussian", help=names)
@@ -43,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cases = collection_cases(pairs, slices_per_patient=options.slices, dose=options.dose)
         else:
             seeds = unseen_seeds(options.patients, options.first_seed)
-            cases = phantom_cases(seeds, (0.25, 0.1), kernels=("B30f", "D45f"), crop=options.crop)
+            look = dict(kernels=("B30f", "D45f"), crop=options.crop, anatomy=options.anatomy)
+            cases = phantom_cases(seeds, options.doses, **look)
         given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
         result = run(loaded, cases, window=SOFT_TISSUE, device=options.device, **given)
         if options.record:

@@ -82,6 +82,7 @@ def phantom_cases(
     pixel_mm: float = 0.78,
     crop: int | None = None,
     n_views: int = 600,
+    anatomy: str = "abdomen",
 ) -> list[BenchmarkCase]:
     """A slice of each patient, scanned at full dose and at ``doses``: a case per kernel, dose and seed.
 
@@ -90,6 +91,7 @@ def phantom_cases(
 
     height : where the slice lies, from 0 (feet) to 1 (head) of the patient's range.
     crop : keep the central square of the body of so many pixels, for methods that are slow.
+    anatomy : "abdomen" or "thorax".
     """
     doses = sorted((float(d) for d in doses), reverse=True)
     if not len(seeds) or not len(kernels) or not doses or doses[0] >= 1 or not doses[-1] > 0:
@@ -104,7 +106,7 @@ def phantom_cases(
     scanner = {"full_dose_sd_hu": full_dose_sd_hu, "n_views": n_views}
     cases = []
     for seed in seeds:
-        patient = Patient.random(int(seed))
+        patient = Patient.random(int(seed), anatomy=anatomy)
         low, high = patient.z_range_mm
         z_mm = low + height * (high - low)
         scanner["generator"] = torch.Generator().manual_seed(int(seed))
@@ -112,7 +114,8 @@ def phantom_cases(
         part = _body_centre(patient.slice(z_mm, **grid).hu, side)
         for name, images in made.items():
             truth, full, *scans = (x[part].contiguous() for x in images)
-            where = f"{thickness_mm:g} mm {name}", f"{z_mm:.0f} mm", thickness_mm
+            part_of = "" if anatomy == "abdomen" else f"{anatomy} "
+            where = f"{part_of}{thickness_mm:g} mm {name}", f"{z_mm:.0f} mm", thickness_mm
             for dose, ldct in zip(doses, scans, strict=True):
                 case = BenchmarkCase(f"phantom {seed}", ldct, truth, "truth", dose, pixel_mm, *where, full_dose_hu=full)
                 cases.append(case)

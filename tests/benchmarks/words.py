@@ -111,17 +111,19 @@ THINGS = {first: [w for w, o in GROUPS.items() if o == organs] for organs, first
 
 
 def precision(name: str, clip, autoencoders: dict, images: torch.Tensor, truth: np.ndarray) -> None:
-    """How right the words of layers 1 and 2 are, beside the same words mixed up, and as many of CLIP's own first."""
+    """How right the words of layers 1 and 2 are, beside the same words mixed up, the words
+    of another slice, and as many of CLIP's own first."""
     truths = [dict(zip(v.WORDS, row.tolist(), strict=True)) for row in truth]
     scores = similarities(clip, images)
     mixed = dict(zip(v.TOKENS, np.random.default_rng(0).permutation(v.TOKENS).tolist(), strict=True))
-    lines = {}
+    lines, half = {}, len(images) // 2 + 4  # half way to another patient, and another height
     for label, autoencoder in autoencoders.items():
         spoken = [words(autoencoder, clip.words, x)[0] for x in images[:, None]]
         for layer in (1, 2):
             of_layer = [[w.word for w in image if w.layer == layer] for image in spoken]
             lines[f"{label}, layer {layer}"] = of_layer
             lines[f"{label}, layer {layer}, codebook mixed up"] = [[mixed[w] for w in image] for image in of_layer]
+            lines[f"{label}, layer {layer}, said of another slice"] = of_layer[half:] + of_layer[:half]
     for count in (4, 64):
         best = np.argsort(-scores, axis=1)[:, :count]
         lines[f"CLIP asked, first {count}"] = [[v.WORDS[i] for i in row] for row in best]

@@ -1,4 +1,4 @@
-"""Notebook 04: the autoencoder whose code is words, and words on an image.
+"""Notebook 04: the autoencoder whose code is words, its pyramid, words on an image, and gradients of a loss.
 
 A word's place is a position (row, column) of the latent's grid. Layer l of the pyramid chooses one position in each
 block of the grid; blocks have 4 positions a side where the layer after has one. Figures are closed to pyplot, as in
@@ -7,14 +7,20 @@ block of the grid; blocks have 4 positions a side where the layer after has one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from ldctlib.errors import ParameterError
-from ldctlib.models.pyramid_quantiser import PYRAMID
+from ldctlib.models.pyramid_quantiser import PYRAMID, positions
 from ldctlib.show.diagrams import diagram
+from ldctlib.show.figures import grid as images_in_lines
 from ldctlib.show.figures import plane
 from ldctlib.show.png import COLOURS
+from ldctlib.show.widgets import Panel, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 if TYPE_CHECKING:
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
 
 SIDE = 6.4  # inches: the image that words are written on
 SIZES = {1: (13, 9), 2: (9, 5)}  # points: of a word that fits, and the smallest, in each layer
-LAYER_COLOURS = {1: COLOURS[4], 2: COLOURS[5]}
+LAYER_COLOURS = {1: COLOURS[4], 2: COLOURS[5], 3: COLOURS[2]}
 WRONG = COLOURS[1]
 
 
@@ -56,6 +62,32 @@ def vqgan_diagram(positions: Sequence[int] = (4, 64, 1024), words: Sequence[str]
         if layer > 1:
             arrows.append((f"layer {layer - 1}", name, f"$z_{layer}$"))
     return diagram(boxes, arrows)
+
+
+def pyramid_positions(image_hu: Any, factor: int, *, window: Window = SOFT_TISSUE) -> Figure:
+    """The positions of each layer as dots on the image, in the middle of the ``factor`` x ``factor`` pixels of each."""
+    image = plane(image_hu)
+    layers = positions((image.shape[0] // factor, image.shape[1] // factor))
+    figure, axes = images_in_lines([[(image, window, "gray")] * len(layers)])
+    for layer, ((rows, columns), axis) in enumerate(zip(layers, axes[0], strict=True), 1):
+        y, x = (np.arange(n // factor)[chosen] for n, chosen in zip(image.shape, (rows, columns), strict=True))
+        x, y = np.meshgrid((x + 0.5) * factor - 0.5, (y + 0.5) * factor - 0.5)
+        axis.scatter(x, y, s=(60, 14, 2)[layer - 1], color=LAYER_COLOURS[layer], linewidths=0)
+        stride = PYRAMID[layer - 1][0]
+        axis.set_title(f"layer {layer}: {x.size} positions" + (f", every {stride}th" if stride > 1 else ", all"))
+    figure.supxlabel(f"window {window}", fontsize=9)
+    return figure
+
+
+def gradient_images(losses: Mapping[str, Callable[[Tensor], Tensor]], prediction: Tensor) -> dict[str, Tensor]:
+    """Each loss's gradient in a prediction (1, 1, H, W), over its root mean square: where a step would change it."""
+    out = {}
+    for name, loss in losses.items():
+        with torch.enable_grad():
+            x = prediction.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(x), x)
+        out[name] = gradient / gradient.square().mean().sqrt()
+    return out
 
 
 def words_on_image(
@@ -107,6 +139,41 @@ def words_on_image(
         figure.text((0.1 + 1.2 * place) / width, 0.09 / (height + 0.3), name, color=colour, fontsize=9)
     figure.text(1 - 0.1 / width, 0.09 / (height + 0.3), f"window {window}", fontsize=9, ha="right")
     return figure
+
+
+def words_explorer(
+    views: Mapping[str, tuple[Any, Sequence[tuple[int, int, int, str]]]],
+    grid: tuple[int, int],
+    *,
+    window: Window = SOFT_TISSUE,
+    wrong: Collection[str] = (),
+) -> Panel:
+    """Choose a view, which is a name -> (image, its words), and the layers whose words are written on it.
+
+    grid, window, wrong : as in :func:`words_on_image`, for all views. The static figure is of the last view.
+    """
+    import ipywidgets as w
+
+    if not views:
+        raise ParameterError("the explorer needs a view: an image and its words")
+    controls = {
+        "view": w.Dropdown(options=list(views), value=list(views)[-1], description="words of"),
+        "layers": w.ToggleButtons(options=[("1", (1,)), ("2", (2,)), ("1 and 2", (1, 2))], description="layers"),
+    }
+
+    def figure(view: str | None = None, layers: Collection[int] = (1, 2)) -> Figure:
+        image, words = views[list(views)[-1] if view is None else view]
+        chosen = [word for word in words if word[0] in layers]
+        return words_on_image(image, chosen, grid, window=window, wrong=wrong)
+
+    def render(view: str, layers: Collection[int]) -> np.ndarray:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure(view, layers))
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    return panel(controls, render, figure)
 
 
 def _block(layer: int) -> int:
