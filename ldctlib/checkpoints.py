@@ -168,14 +168,17 @@ def code_revision() -> str:
 def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> Checkpoint:
     """Read and verify a checkpoint; half-precision tensors come back as float32.
 
+    path : its file, or the name of a shipped one, which :func:`find` finds: "vqgan_semantic".
+
     Raises :class:`CheckpointError` that says which: missing, truncated, corrupted, of another format, incomplete.
     """
+    path = find(str(path)) if str(path).isidentifier() and not Path(path).exists() else Path(path)
     tensors, fields = _read_checkpoint(path)
     half = (torch.float16, torch.bfloat16)
     state = {n: t.to(map_location, torch.float32 if t.dtype in half else t.dtype) for n, t in tensors.items()}
     described = {field.name: fields.get(field.name) for field in dataclasses.fields(Checkpoint)}
     ranges = {n: Range(**fields[n]) if fields[n] else None for n in ("hu_range", "intensity_range")}
-    return Checkpoint(**described | ranges | dict(state_dict=state, path=Path(path)))
+    return Checkpoint(**described | ranges | dict(state_dict=state, path=path))
 
 
 def _read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

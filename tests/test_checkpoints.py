@@ -266,6 +266,15 @@ def test_find_looks_where_it_is_told(tmp_path, monkeypatch, saved):
         checkpoints.find("unheard")
 
 
+def test_a_shipped_checkpoint_is_loaded_by_its_name(tmp_path, monkeypatch, saved):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoints.load("nafnet").path == checkpoints.find("nafnet")
+    with pytest.raises(CheckpointError, match="no checkpoint 'nothing_like_it'"):
+        checkpoints.load("nothing_like_it")
+    (tmp_path / "nafnet").write_bytes(saved.read_bytes())  # a file of that name goes first
+    assert checkpoints.load("nafnet").path == Path("nafnet")
+
+
 def test_find_by_hash_tells_namesakes_apart(tmp_path, monkeypatch):
     """A better network takes the name; what leans on the old one finds it by its hash, beside it or kept as name@…"""
     monkeypatch.setenv("LDCT_CHECKPOINTS", str(tmp_path / "shipped"))

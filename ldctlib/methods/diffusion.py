@@ -67,7 +67,7 @@ def sample(
 
 def round_trip(*, device, name: str = "autoencoder_perceptual", path=None, batch: int = 4) -> Denoiser:
     """D(E(x)), the posterior's mean decoded: what MAN's autoencoder alone does to an image."""
-    checkpoint = checkpoints.load(path or checkpoints.find(name), map_location=device)
+    checkpoint = checkpoints.load(path or name, map_location=device)
     grid = LatentGrid(
         checkpoints.build(checkpoint, map_location=device).to(memory_format=torch.channels_last), checkpoint.range
     )

@@ -26,7 +26,7 @@ def network(*, device, name: str, path=None, hu_range: Range | None = None, self
     else:
         if hu_range is not None:
             raise ParameterError("hu_range is for a published .pt file: a checkpoint records its own")
-        checkpoint = checkpoints.load(path or checkpoints.find(name), map_location=device)
+        checkpoint = checkpoints.load(path or name, map_location=device)
         regression, output = RegressionNetwork.from_checkpoint(checkpoint, device=device), checkpoint.output
     if self_ensemble not in (1, 2, 4, 8):
         raise ParameterError(f"self_ensemble is 1, 2, 4 or 8, got {self_ensemble}")

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldctlib import checkpoints
 from ldctlib.diffusion import samplers
 from ldctlib.diffusion.plug_and_play import PLUG_AND_PLAY, first_time, start_from_measurement
 from ldctlib.diffusion.process import Generators, noise_like, q_sample
@@ -34,9 +33,7 @@ class Prior:
     @classmethod
     def from_checkpoint(cls, name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Prior:
         """The prior of a file, or a shipped one by name: "prior_ct"."""
-        path = Path(name_or_path)
-        path = path if path.suffix else checkpoints.find(str(name_or_path))
-        return cls(DiffusionPipeline.from_checkpoint(path, device=device))
+        return cls(DiffusionPipeline.from_checkpoint(name_or_path, device=device))
 
     def eps(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise predictor, for images of any size (padded by reflection to what the network takes)."""

@@ -161,8 +161,7 @@ def main() -> None:
 
 def network(name: str) -> torch.nn.Module:
     """The network of a checkpoint by name or file, frozen."""
-    path = Path(name)
-    return checkpoints.build(checkpoints.load(path if path.is_file() else checkpoints.find(name))).requires_grad_(False)
+    return checkpoints.build(name).requires_grad_(False)
 
 
 if __name__ == "__main__":
