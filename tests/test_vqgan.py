@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldctlib import checkpoints
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.models.autoencoder import low_cosines
 from ldctlib.models.patchgan import PatchGAN
 from ldctlib.models.pyramid_quantiser import CHUNK, PyramidQuantiser, positions
 from ldctlib.models.vqgan import VQGAN
@@ -206,6 +207,21 @@ def test_features_are_moved_into_the_codebook_and_images_stay():
         torch.testing.assert_close(model.decode(model.encode(x)), before, rtol=0, atol=1e-4)
     with pytest.raises(ParameterError, match="principal axes"):
         model.move_features(torch.zeros(1, 12, 16, 16))
+
+
+def test_the_shortcut_starts_as_the_lowest_cosines_of_every_block():
+    model = VQGAN(**SMALL, shortcut=5)
+    x = torch.rand(2, 1, 32, 16, generator=torch.Generator().manual_seed(1))
+    basis = low_cosines(4, 5)[0].flatten(1)  # of the network's 4 x 4 pixels
+    blocks = F.unfold(x, 4, stride=4)  # (B, 16, blocks)
+    expected = F.fold(basis.T @ (basis @ blocks), (32, 16), 4, stride=4)
+    torch.testing.assert_close(model.decode(model.encode(x)), expected, rtol=0, atol=1e-5)
+    model.set_codebook(0.01 * torch.randn(20, 12, generator=torch.Generator().manual_seed(2)))  # another unit
+    torch.testing.assert_close(model.decode(model.encode(x)), expected, rtol=0, atol=1e-5)
+    plain = VQGAN(**SMALL)
+    assert model.state_dict().keys() - plain.state_dict().keys() == {"analysis.weight", "synthesis.weight"}
+    with pytest.raises(ParameterError, match="shortcut=9 cosines"):
+        VQGAN(**SMALL, shortcut=9)
 
 
 def test_wrong_images_and_tables_are_refused():

@@ -174,16 +174,9 @@ class Autoencoder(nn.Module):
         nn.init.constant_(head.bias[latent_channels:], INITIAL_LOGVAR)
         self.analysis = self.synthesis = None
         if shortcut:
-            f = self.factor
-            self.analysis = nn.Conv2d(in_channels, latent_channels, f, stride=f, bias=False)
-            self.synthesis = nn.ConvTranspose2d(latent_channels, in_channels, f, stride=f, bias=False)
-            basis, gain = low_cosines(f, latent_channels, in_channels)
-            with torch.no_grad():
-                self.analysis.weight.copy_(basis * gain)
-                self.synthesis.weight.copy_(basis / gain)
-                for conv, part in ((head, slice(latent_channels)), (self.decoder.out[-1], slice(None))):
-                    conv.weight[part] = 0
-                    conv.bias[part] = 0
+            self.analysis, self.synthesis = linear_path(
+                self.factor, latent_channels, in_channels, instead_of=(head, self.decoder.out[-1])
+            )
 
     def encode(self, x: Tensor) -> Posterior:
         """(B, 1, H, W) in model range -> posterior over raw latents, each (B, c, ceil(H / f), ceil(W / f))."""
@@ -242,6 +235,25 @@ class Autoencoder(nn.Module):
 
     def _padded(self, x: Tensor) -> Tensor:
         return fit(x.to(self.encoder.conv_in.weight.dtype), self.factor)
+
+
+def linear_path(
+    size: int, count: int, channels: int, *, instead_of: tuple[nn.Conv2d, nn.Conv2d]
+) -> tuple[nn.Conv2d, nn.ConvTranspose2d]:
+    """Learnable analysis and synthesis of ``size`` x ``size`` blocks by :func:`low_cosines`.
+
+    instead_of : the last layers of encoder and decoder, of which the first ``count`` channels and all begin at zero.
+    """
+    analysis = nn.Conv2d(channels, count, size, stride=size, bias=False)
+    synthesis = nn.ConvTranspose2d(count, channels, size, stride=size, bias=False)
+    basis, gain = low_cosines(size, count, channels)
+    with torch.no_grad():
+        analysis.weight.copy_(basis * gain)
+        synthesis.weight.copy_(basis / gain)
+        for conv, part in zip(instead_of, (slice(count), slice(None)), strict=True):
+            conv.weight[part] = 0
+            conv.bias[part] = 0
+    return analysis, synthesis
 
 
 def low_cosines(size: int, count: int, channels: int = 1) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.models.autoencoder import Decoder, Encoder, Layout
+from ldctlib.models.autoencoder import Decoder, Encoder, Layout, linear_path
 from ldctlib.models.pyramid_quantiser import PYRAMID, PyramidQuantiser, Quantised
 from ldctlib.units import Range
 
@@ -35,6 +35,8 @@ class VQGAN(nn.Module):
     blocks : residual blocks a level of the encoder; one more in the decoder.
     codebook_size, embed_dim : V and C of the codebook, which :meth:`set_codebook` fills.
     learned : the codebook is a parameter (VQGAN), instead of frozen (LEDA).
+    shortcut : channels of the features with a linear path past the network, as in
+        :class:`~ldctlib.models.autoencoder.Autoencoder`: that many lowest cosines of every block. 0 is the paper's.
     unshuffle : side of a space-to-depth block at the input and depth-to-space at the output; 1 is the paper's.
     num_head_channels : channels of an attention head; None for the published single head.
     norm_groups : groups of every GroupNorm.
@@ -56,6 +58,7 @@ class VQGAN(nn.Module):
         codebook_size: int = 49_408,
         embed_dim: int = 512,
         learned: bool = False,
+        shortcut: int = 0,
         unshuffle: int = 1,
         num_head_channels: int | None = None,
         norm_groups: int = 32,
@@ -77,6 +80,15 @@ class VQGAN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.GroupNorm):
                 module.eps = 1e-6
+        self.analysis = self.synthesis = None
+        if shortcut:
+            if shortcut > min(z_channels, embed_dim):
+                raise ParameterError(f"shortcut={shortcut} cosines do not fit {z_channels} channels and {embed_dim}")
+            last = self.encoder.out[-1], self.decoder.out[-1]
+            self.analysis, self.synthesis = linear_path(self.factor, shortcut, in_channels, instead_of=last)
+            for conv in (self.quant_conv, self.post_quant_conv):
+                nn.init.dirac_(conv.weight)
+                nn.init.zeros_(conv.bias)
 
     @property
     def last_layer(self) -> Tensor:
@@ -88,8 +100,12 @@ class VQGAN(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.in_channels or any(n % self.factor or not n for n in x.shape[-2:]):
             wanted = f"(B, {self.in_channels}, H, W) with H and W multiples of {self.factor}"
             raise ShapeError(f"this VQGAN takes {wanted}, got {tuple(x.shape)}: crop or pad the image")
-        h = F.pixel_unshuffle(x.to(self.quant_conv.weight.dtype), self.unshuffle)
-        return self.quant_conv(self.encoder(h)) * self.quantiser.scale
+        x = x.to(self.quant_conv.weight.dtype)
+        z = self.encoder(F.pixel_unshuffle(x, self.unshuffle))
+        if self.analysis is not None:
+            blocks = self.analysis(x)
+            z = z + F.pad(blocks, (0, 0, 0, 0, 0, z.shape[1] - blocks.shape[1]))
+        return self.quant_conv(z) * self.quantiser.scale
 
     def quantise(self, x: Tensor) -> Quantised:
         """The words of an image, and the features on the way: (B, 1, H, W) with H and W multiples of ``multiple``."""
@@ -99,7 +115,11 @@ class VQGAN(nn.Module):
         """Features or words (B, C, h, w), in the codebook's unit -> image (B, 1, h f, w f)."""
         if z.ndim != 4 or z.shape[1] != self.post_quant_conv.in_channels:
             raise ShapeError(f"this decoder takes (B, {self.post_quant_conv.in_channels}, h, w), got {tuple(z.shape)}")
-        return F.pixel_shuffle(self.decoder(self.post_quant_conv(z / self.quantiser.scale)), self.unshuffle).float()
+        h = self.post_quant_conv(z / self.quantiser.scale)
+        y = F.pixel_shuffle(self.decoder(h), self.unshuffle)
+        if self.synthesis is not None:
+            y = y + self.synthesis(h[:, : self.synthesis.in_channels])
+        return y.float()
 
     def forward(self, x: Tensor) -> Reconstruction:
         quantised = self.quantise(x)
