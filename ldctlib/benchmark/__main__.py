@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-intervals", action="store_true", help="means only")
     options = parser.parse_args(arguments)
+    if options.split and not options.real:
+        parser.error("--split divides the patients of a folder: give --real")
     try:
         names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
         loaded = {name: registry.from_spec(name, device=options.device) for name in names}
