@@ -22,7 +22,7 @@ from ldctlib.models.wgan_vgg import WGANVGG, WGANCritic
 from ldctlib.recipes import HU_RANGE, Network, Stage
 from ldctlib.recipes import adversarial as recipe_file
 from ldctlib.recipes.adversarial import SEEN
-from ldctlib.training import TrainConfig, train
+from ldctlib.training import Optimizer, TrainConfig, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -594,16 +594,31 @@ def test_the_estimate_is_computed_once_a_step(tiny):
 
 
 def test_published_settings():
-    """Of DU-GAN's code and of WGAN-VGG; the networks are the published ones at every profile."""
+    """Of Q-AE's and DU-GAN's code and of WGAN-VGG; the networks are the published ones at every profile."""
+    adam = ("adam", (0.9, 0.999), "constant", None)
+    for stage, lr in zip(recipes.recipe("qae", "paper").stages, (4e-4, 2e-4), strict=True):
+        config = stage.train
+        assert (config.kind, config.betas, config.schedule, config.clip_norm, config.lr) == (*adam, lr)
+        assert (config.batch_size, stage.data.patch, config.steps) == (50, 64, 10 * 64_000 // 50)
     (stage,) = recipes.recipe("dugan", "paper").stages
     assert stage.options["weights"] == dict(image=0.142, gradient=0.120, mse=5.03, slopes=35.3)
     assert stage.options["consistency"] == 5.09 and stage.train.steps == 100_000
     rates = stage.options["optimizers"]
     assert (rates["generator"]["lr"], rates["judges"]["lr"]) == (1.81e-4, 7.12e-5)
-    assert (stage.train.batch_size, stage.data.patch) == (64, 64)
+    for optimizer in (Optimizer(**settings) for settings in rates.values()):
+        assert (optimizer.kind, optimizer.betas, optimizer.schedule, optimizer.clip_norm) == adam
+    assert (stage.train.batch_size, stage.data.patch, stage.options["cutmix"], stage.options["repeat"]) == (
+        64,
+        64,
+        0.762,
+        1,
+    )
     assert stage.options["cutmix_warmup"] * stage.train.steps == 1000
     (stage,) = recipes.recipe("wgan_vgg", "paper").stages
     assert stage.options["features"] == "vgg19" and stage.options["repeat"] == 4
+    assert (stage.train.batch_size, stage.data.patch, stage.train.steps) == (128, 64, 100 * (100_096 // 128))
+    for settings in stage.options["optimizers"].values():
+        assert settings == dict(kind="adam", betas=(0.5, 0.9), lr=1e-5, schedule="constant", clip_norm=None)
     assert recipes.recipe("wgan_vgg").stages[1].options["features"] == "vgg16"
     for name in ("qae", "wgan_vgg", "dugan"):
         own, train_size, workshop_size = (recipes.recipe(name, p).saved for p in ("paper", "train", "workshop"))

@@ -296,13 +296,16 @@ def test_folders_without_pairs_are_refused(tmp_path):
 
 def test_command_line(capsys, tmp_path):
     for dose, value in (("full", 40), ("quarter", 60)):
-        write_series(tmp_path / "L067" / dose, [f"{k}.dcm" for k in range(5)], value, ConvolutionKernel="D45f")
+        for patient, n in (("L067", 5), ("L333", 3)):
+            write_series(tmp_path / patient / dose, [f"{k}.dcm" for k in range(n)], value, ConvolutionKernel="D45f")
     arguments = ["--real", str(tmp_path), "--slices", "2", "--methods", "gaussian", "--metrics", "psnr"]
     assert main([*arguments, "--json", str(tmp_path / "r.json")]) == 0
     out = capsys.readouterr().out
     assert "| ldct |" in out and "| gaussian |" in out
-    assert "3 mm D45f: dose 0.25, reference: full dose" in out and "n = 2 slice(s) of 1 patient(s)" in out
+    assert "3 mm D45f: dose 0.25, reference: full dose" in out and "n = 4 slice(s) of 2 patient(s)" in out
     assert BenchmarkResult.from_json(tmp_path / "r.json").metrics == ["psnr"]
+    assert main([*arguments, "--split", "leda-mayo-2016"]) == 0
+    assert "n = 2 slice(s) of 1 patient(s)" in capsys.readouterr().out
     for more, message in ((["--metrics", "quality"], "quality"), (["--real", str(tmp_path / "x")], "neither")):
         with pytest.raises(SystemExit) as stop:
             main([*arguments, *more])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ldctlib import checkpoints
-from ldctlib.compat import torchvision_shim
 from ldctlib.data import captions, vocabulary
 from ldctlib.data.captions import CaptionConfig, CaptionedSlices, Facts, word_truth
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError
@@ -166,40 +163,11 @@ def test_a_checkpoint_keeps_the_words(tmp_path):
 # ---------------------------------------------------------------- published models
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny CLIPModel with a byte-pair tokeniser, as a published one lies in a folder."""
-    torchvision_shim()
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    out = tmp_path_factory.mktemp("tiny-clip")
-    words = ["a", "ct", "of", "liver", "kidney", "lung"]
-    letters = sorted(set("".join(words)))
-    merges = [
-        (left, right)
-        for word in words[1:]
-        for left, right in zip([word[:i] for i in range(1, len(word))], [*word[1:-1], f"{word[-1]}</w>"], strict=True)
-    ]
-    merges = list(dict.fromkeys(merges))
-    pieces = [*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in merges)]
-    vocab = {t: i for i, t in enumerate(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))}
-    (out / "vocab.json").write_text(json.dumps(vocab))
-    (out / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
-    CLIPTokenizer(str(out / "vocab.json"), str(out / "merges.txt")).save_pretrained(out)
-    text = dict(vocab_size=len(vocab), hidden_size=32, intermediate_size=64, num_hidden_layers=1)
-    text |= dict(num_attention_heads=2, max_position_embeddings=16, projection_dim=32)
-    text |= dict(bos_token_id=len(vocab) - 2, eos_token_id=len(vocab) - 1, pad_token_id=len(vocab) - 1)
-    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-    vision |= dict(image_size=32, patch_size=16, projection_dim=32)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(out)
-    return out
-
-
-def test_a_published_model_is_read_from_its_folder(folder):
+def test_a_published_model_is_read_from_its_folder(clip_folder):
     from transformers import AutoTokenizer
 
-    clip = published_clip(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    clip = published_clip(clip_folder)
+    tokenizer = AutoTokenizer.from_pretrained(clip_folder)
     liver = tokenizer.get_vocab()["liver</w>"]
     assert clip.words[liver] == "liver" and bool(clip.eligible[liver])
     assert not clip.eligible[tokenizer.get_vocab()["<|endoftext|>"]]
@@ -207,7 +175,7 @@ def test_a_published_model_is_read_from_its_folder(folder):
     x = image()
     expected = F.cosine_similarity(clip.encode_image(x), clip.encode_text(ids))
     assert torch.allclose(clip.similarity(x)[:, liver], expected, atol=1e-5)
-    released = published_clip(folder, recipe="released")
+    released = published_clip(clip_folder, recipe="released")
     assert released.words[liver] == "liver</w>" and bool(released.eligible.all())
     assert released.pixel_values(x).min() == 0 and released.pixel_values(x).max() == 1
     assert not any(p.requires_grad for p in clip.parameters())

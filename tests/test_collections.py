@@ -17,6 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from ldctlib.data.case import Case, Source
 from ldctlib.data.collection import Collection, open_collection, phantom_collection
 from ldctlib.data.dicom_read import read_series
+from ldctlib.data.layouts import MAYO_PATIENTS
 from ldctlib.data.pairing import match_slices
 from ldctlib.data.scan import Scan
 from ldctlib.data.splits import SPLITS_FOLDER, check_disjoint, split
@@ -555,19 +556,30 @@ def test_published_splits():
         check_disjoint(challenge, {"test": ["L067"]})
 
 
+def test_ledas_splits():
+    """Section 3.1: of 2016 eight patients to train on and two to test, of 2020 sixteen and four; nobody else."""
+    names = sorted({*MAYO_PATIENTS, "L004", "L110", "L123", "L148", "L179", "L107", "L203"})
+    old, new = (split(patients(names), name=f"leda-mayo-{year}") for year in (2016, 2020))
+    assert old["test"] == ["L333", "L506"] and old["train"] == sorted(MAYO_PATIENTS - {"L333", "L506"})
+    assert new == {"train": ["L107", "L203"], "val": [], "test": ["L110", "L123", "L148", "L179"]}
+    check_disjoint(old, new)  # one network can be tested on both
+    counts = [len(json.loads((SPLITS_FOLDER / f"leda-mayo-{year}.json").read_text())["train"]) for year in (2016, 2020)]
+    assert counts == [8, 16] and {"L333", "L123"} <= set(split(patients(names))["test"])
+
+
 def test_split_files_are_sound():
     files = sorted(SPLITS_FOLDER.glob("*.json"))
-    assert [file.stem for file in files] == ["ldct-benchmark", "mayo-2016"]
+    assert [file.stem for file in files] == ["ldct-benchmark", "leda-mayo-2016", "leda-mayo-2020", "mayo-2016"]
     for file in files:
         content = json.loads(file.read_text())
         everyone = content["train"] + content["val"] + content["test"]
-        assert len(set(everyone)) == len(everyone) and content["rest"] in ("test", "train and val")
+        assert len(set(everyone)) == len(everyone) and content["rest"] in ("test", "nobody", "train and val")
     benchmark = json.loads(files[0].read_text())["test"]
     assert [sum(name[0] == prefix for name in benchmark) for prefix in "CLN"] == [5, 5, 5]
 
 
 def test_bad_splits():
-    with pytest.raises(ParameterError, match="ldct-benchmark, mayo-2016"):
+    with pytest.raises(ParameterError, match="ldct-benchmark, leda-mayo-2016"):
         split(patients(["A"]), name="mayo")
     with pytest.raises(ParameterError, match="sum to 1"):
         split(patients(["A"]), ratios=(0.7, 0.2, 0.2))

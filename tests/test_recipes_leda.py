@@ -5,16 +5,23 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from ldctlib import recipes
+from ldctlib import checkpoints, recipes
+from ldctlib.data.layouts import MAYO_PATIENTS
+from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.losses.adversarial import hinge_discriminator
+from ldctlib.losses.language import THRESHOLDS
 from ldctlib.models.patchgan import PatchGAN
 from ldctlib.models.vqgan import VQGAN, VQGAN_RANGE
+from ldctlib.pipelines.published_clip import PUBMEDCLIP, published_clip
 from ldctlib.recipes import leda, running
+from ldctlib.recipes.__main__ import main as recipes_main
 from ldctlib.recipes.recipe import Context, Network, Recipe
 from ldctlib.training import TrainConfig, train
 
@@ -194,14 +201,70 @@ def test_published_settings():
             "cosine",
         )
         assert (config.lr, config.lr_end, stage.data.patch, stage.options["leda"]["weight"]) == (1e-4, 1e-6, 512, 0.5)
+        assert (config.lr_at(0, 10), config.lr_at(10, 10)) == (1e-4, 1e-6) and config.clip_norm is None
+        assert (config.batch_size, stage.epochs) == (4, 100)
         assert chosen.saved.start is None
     assert recipes.recipe("redcnn_leda", "paper").saved.config == dict(channels=96, final_relu=True)
     chosen = recipes.recipe("vqgan_semantic", "paper")
     (stage,), total = chosen.stages, leda.VQGANLoss()
     assert (stage.train.batch_size, stage.data.patch) == (4, 512)
     assert (total.alpha, total.beta, total.gamma, total.eta) == (0.3, 0.3, 0.1, 0.1)
-    assert not {"alpha", "beta", "gamma", "eta"} & set(stage.options)
-    assert (stage.options["rates"]["lr"], stage.options["rates"]["betas"]) == (4.5e-6 * 4, (0.5, 0.9))
+    assert not {"alpha", "beta", "gamma", "eta"} & set(stage.options) and THRESHOLDS == (0.95, 0.9, 0.8)
+    assert stage.options["clip"] == PUBMEDCLIP and chosen.saved.config["codebook_size"] == 49_408
+    rates = stage.options["rates"]
+    assert (rates["kind"], rates["lr"], rates["betas"], rates["schedule"]) == (
+        "adam",
+        4.5e-6 * 4,
+        (0.5, 0.9),
+        "constant",
+    )
+
+
+@pytest.mark.parametrize("variant", ["vocabulary", "semantic"])
+def test_the_paper_profile_takes_a_clip_from_a_folder(variant, tmp_path, clip_folder, capsys):
+    """The codebook becomes that model's token table, whatever its size, and stays it to the bit."""
+    table = published_clip(clip_folder).token_table().detach()
+    name, place = f"vqgan_{variant}", ["--out", str(tmp_path), "--device", "cpu"]
+    recipes_main([name, "--profile", "paper", "--dry-run", "--option", f"clip={clip_folder}", *place])
+    assert f"{name} words 2/2" in capsys.readouterr().out
+    made = checkpoints.load(tmp_path / "dry-run" / f"{name}.safetensors")
+    assert made.trained_on["options"] == {"clip": str(clip_folder)} and made.trained_on["profile"] == "paper (dry run)"
+    assert (made.config["codebook_size"], made.config["embed_dim"]) == table.shape != (49_408, 512)
+    model = checkpoints.build(made)
+    assert torch.equal(model.quantiser.codebook, table)
+    # all else is the paper's: a dry run narrows the widest resolution, and takes fewer and smaller crops
+    published = recipes.recipe(name, "paper")
+    (stage,) = running.with_options(published, {"clip": str(clip_folder)}).stages
+    assert replace(stage, options={}) == replace(published.stages[0], options={})
+    assert stage.options == published.stages[0].options | {"clip": str(clip_folder)}
+    assert made.config == published.saved.config | dict(width=32, codebook_size=len(table), embed_dim=table.shape[1])
+
+
+def test_options_that_a_recipe_lacks_are_refused(clip_folder):
+    with pytest.raises(ParameterError, match=r"no option 'clop' \(did you mean 'clip'"):
+        running.with_options(recipes.recipe("vqgan_semantic", "paper"), {"clop": "x"})
+    with pytest.raises(ParameterError, match="no option 'clip'"):
+        running.with_options(recipes.recipe("vqgan_learned", "paper"), {"clip": str(clip_folder)})
+    with pytest.raises(CheckpointError, match="no CLIPModel"):
+        running.with_options(recipes.recipe("vqgan_semantic", "paper"), {"clip": "/nowhere"})
+    changed = running.with_options(recipes.recipe("redcnn_perceptual", "paper"), {"perceptual": 0.2})
+    assert changed.stages[0].options["perceptual"] == 0.2 and changed.networks["redcnn"].config["channels"] == 96
+
+
+def test_the_paper_s_split_can_be_trained_on(tmp_path):
+    """Of the ten patients of 2016 with both doses LEDA trains on eight."""
+    rng, affine = np.random.default_rng(0), np.diag([0.7, 0.7, 3, 1])
+    for patient in sorted(MAYO_PATIENTS):
+        for dose in ("full", "quarter"):
+            (tmp_path / patient / f"{dose}_3mm").mkdir(parents=True)
+            values = rng.integers(-100, 100, (16, 16, 2)).astype(np.float32)
+            nib.save(nib.Nifti1Image(values, affine), tmp_path / patient / f"{dose}_3mm" / f"{patient}.nii.gz")
+    source = running.Source.open(tmp_path, recipes.recipe("redcnn_leda", "paper"), "leda-mayo-2016")
+    assert source.described["cases"] == sorted(MAYO_PATIENTS - {"L333", "L506"})
+    assert source.described["split"] == "leda-mayo-2016" and source.n_slices == 16
+    assert all(case.full and case.low for case in source.collection)
+    with pytest.raises(ParameterError, match="give data"):
+        running.Source.open(None, recipes.recipe("redcnn_leda", "paper"), "leda-mayo-2016")
 
 
 def test_another_seed_moves_all_draws():

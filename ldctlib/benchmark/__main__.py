@@ -12,6 +12,7 @@ from ldctlib.benchmark.measures import DEFAULT_METRICS, METRICS
 from ldctlib.benchmark.record import record
 from ldctlib.benchmark.run import run
 from ldctlib.data.collection import open_collection
+from ldctlib.data.splits import split
 from ldctlib.errors import LdctError
 from ldctlib.phantom.patient import ANATOMIES
 from ldctlib.units import SOFT_TISSUE
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--real", type=Path, help="folder with full/low-dose pairs; without it, phantoms")
+    parser.add_argument("--split", help="the folder's test patients alone, by the name of a file in data/splits")
     parser.add_argument("--slices", type=int, help="so many slices of each real scan, spread over it; default: all")
     parser.add_argument("--dose", type=float, help="of the low-dose scans, where the folder does not say it")
     parser.add_argument("--patients", type=int, default=4, help="phantom patients")
@@ -39,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-intervals", action="store_true", help="means only")
     options = parser.parse_args(arguments)
+    if options.split and not options.real:
+        parser.error("--split divides the patients of a folder: give --real")
     try:
         names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
         loaded = {name: registry.from_spec(name, device=options.device) for name in names}
         if options.real:
             pairs = open_collection(options.real)
+            if options.split:
+                pairs = pairs.subset(split(pairs, name=options.split)["test"])
             cases = collection_cases(pairs, slices_per_patient=options.slices, dose=options.dose)
         else:
             seeds = unseen_seeds(options.patients, options.first_seed)

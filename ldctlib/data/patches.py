@@ -75,7 +75,7 @@ class PatchConfig:
         """Small patches from banks that are drawn at once, to see that a training starts."""
         patch = max(16, 64 // self.block_mean)
         patch += -patch % multiple
-        return replace(self, patch=patch, size=max(128, 2 * patch), n_slices=4, n_photographs=2, n_noises=2)
+        return replace(self, patch=patch, size=max(128, 11 * patch // 8), n_slices=4, n_photographs=2, n_noises=2)
 
 
 def _sample(ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Tensor]:

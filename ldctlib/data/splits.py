@@ -27,9 +27,9 @@ def split(
     on average only. Test patients of any split in data/splits stay test patients.
 
     ``name`` is a file in data/splits. Its patients are where it puts them; the others go where its entry
-    "rest" says: "test", or by hash to train and val in the ratio that ``ratios`` gives them. Others that are
-    test patients of another named split are then left out of all three: 13 of the challenge's 20 test
-    patients are in LDCT-and-Projection-data too.
+    "rest" says: "test", "nobody" for none of the three, or by hash to train and val in the ratio that ``ratios``
+    gives them. Others that are test patients of another named split are then left out of all three: 13 of the
+    challenge's 20 test patients are in LDCT-and-Projection-data too.
     """
     if len(ratios) != 3 or min(ratios) < 0 or not math.isclose(sum(ratios), 1):
         raise ParameterError(f"ratios are three shares (train, val, test) that sum to 1, got {ratios}")
@@ -46,7 +46,7 @@ def split(
             subset = "test" if patient in reserved else _by_hash(patient, seed, ratios)
         elif published[name]["rest"] == "test":
             subset = "test"
-        elif patient in reserved:
+        elif published[name]["rest"] == "nobody" or patient in reserved:
             continue
         else:
             trained = ratios[0] + ratios[1] or 1.0

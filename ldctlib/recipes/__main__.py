@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
 from ldctlib import recipes
 from ldctlib.errors import LdctError
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.running import first_process, training_order
+
+
+def option(text: str) -> tuple[str, Any]:
+    """``"eta=0.1"`` -> ("eta", 0.1): values as in JSON, anything else is a string."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -20,6 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--init-from", help="a checkpoint to start from")
     parser.add_argument("--stage", help="one stage alone")
     parser.add_argument("--data", help="a folder of scans in place of the phantoms")
+    parser.add_argument("--split", help="whom of them to train on: the name of a file in data/splits")
+    value = dict(type=option, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--option", dest="options", help="another value of a stage's option; may be repeated", **value)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0, help="other samples and weights; give another --out with it")
@@ -27,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--graph", action="store_true", help="print who needs whom, and train nothing")
     options = vars(parser.parse_args(argv))
     names, profile = options.pop("names"), options.pop("profile")
+    options["options"] = dict(options["options"])
     try:
         if options.pop("graph"):
             print(recipes.graph(profile))

@@ -9,6 +9,7 @@ weights (``redcnn_start``, ``esaunet_start``) and see the same samples in the sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -126,6 +127,13 @@ def vqgan_updates(context: Context):
     return [Update("autoencoder", autoencoder, moves[0]), Update("discriminator", discriminator, moves[1], start=start)]
 
 
+def fit_words(recipe: Recipe) -> Recipe:
+    """The recipe with a codebook of the size of the published model that its option ``clip`` names."""
+    words, width = published_clip(recipe.stages[0].options["clip"]).token_table().shape
+    config = recipe.saved.config | dict(codebook_size=words, embed_dim=width)
+    return replace(recipe, networks=recipe.networks | {"autoencoder": replace(recipe.saved, config=config)})
+
+
 VOCABULARY: dict[str, Any] = dict(codebook_size=len(TOKENS), embed_dim=128)
 """V and C of the small CLIP that ships; PubMedCLIP has 49,408 words of 512 numbers."""
 
@@ -178,7 +186,9 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     """One of the three variants.
 
     The train profile lowers gamma and eta: on phantoms, whose pixels differ by far less than 1, the paper's weights
-    leave next to nothing to the pixels. The paper profile starts from nothing, at VQGAN's rate of 4.5e-6 an image.
+    leave next to nothing to the pixels. The paper profile starts from nothing, at VQGAN's rate of 4.5e-6 an image, with
+    PubMedCLIP from the hub; the option ``clip`` takes another CLIPModel's name, or its folder. Its 100 epochs are the
+    released denoisers': the paper gives none.
     """
     learned = variant == "learned"
     needs = () if learned else ("clip",)
@@ -198,7 +208,8 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
         }
         data |= PAPER_DATA
         stage = Stage("words", TrainConfig(**train), PatchConfig(**data), options, needs, SIDES[True], epochs=100)
-        return Recipe(networks, (stage,), vqgan_updates, VQGAN_RANGE, paper="LEDA, section 2.1")
+        fit = None if learned else fit_words
+        return Recipe(networks, (stage,), vqgan_updates, VQGAN_RANGE, fit=fit, paper="LEDA, section 2.1")
     rates = dict(lr=5e-4, betas=(0.9, 0.99), clip_norm=1.0)
     options |= dict(GENTLE, rates=rates, perceptual_side=64)
     if profile == "workshop":
@@ -271,7 +282,11 @@ TRAIN_STEPS: dict[str, tuple[int, int]] = {"redcnn": (1_200, 500), "esaunet": (1
 
 
 def denoiser(profile: str, model: str, loss: str, *, seed: int = 1) -> Recipe:
-    """A network with a loss; "start" is the squared error that all others begin from, outside the paper's profile."""
+    """A network with a loss; "start" is the squared error that all others begin from, outside the paper's profile.
+
+    That one has the autoencoder's batches of 4 and the 100 epochs of the released options: of the denoisers the paper
+    says neither.
+    """
     options = dict(LOSSES[loss])
     needs = (options["autoencoder"],) if "autoencoder" in options else ()
     first = loss == "start"
@@ -283,7 +298,7 @@ def denoiser(profile: str, model: str, loss: str, *, seed: int = 1) -> Recipe:
         options |= {} if profile == "paper" else dict(perceptual=GENTLE_PERCEPTUAL)
     size, start = ("small", f"{model}_start") if profile != "paper" else ("paper", None)
     if profile == "paper":  # section 3.1: AdamW, 1e-4 to 1e-6 along a cosine, whole slices
-        train |= dict(steps=60_000, batch_size=4, lr=1e-4, lr_end=1e-6, clip_norm=None, log_every=100)
+        train |= dict(steps=120_000, batch_size=4, lr=1e-4, lr_end=1e-6, clip_norm=None, log_every=100)
         data |= PAPER_DATA
     elif profile == "workshop":
         train |= dict(steps=10, batch_size=2, lr=2e-4, warmup_steps=5, log_every=5)
@@ -294,7 +309,7 @@ def denoiser(profile: str, model: str, loss: str, *, seed: int = 1) -> Recipe:
         train |= dict(schedule="constant", lr_end=0.0, warmup_steps=50) if first else {}
         data |= SHORT_BANKS | dict(photograph_share=0.2)
     network = Network(model, DENOISERS[model][size], start=None if first else start)
-    epochs = 50 if profile == "paper" else None
+    epochs = 100 if profile == "paper" else None
     stage = Stage(loss, TrainConfig(**train), PatchConfig(**data), options, needs, SIDES[profile == "paper"], epochs)
     return Recipe({model: network}, (stage,), denoiser_updates, VQGAN_RANGE, paper="LEDA, Tables 1 to 4")
 

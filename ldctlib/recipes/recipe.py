@@ -105,6 +105,7 @@ class Recipe:
     intensity_range: Range | None = None  # of images in arbitrary units, in place of ``hu_range``
     output: str = "truth"  # what the network estimates: "truth" or "full dose"
     pipeline: PipelineSpec | None = None  # of a diffusion model
+    fit: Callable[[Recipe], Recipe] | None = None  # gives networks the sizes that changed options ask for
     finish: Callable[[nn.Module, Recipe, Dataset], dict[str, Any]] | None = None
     """(averaged network, recipe, dataset) -> entries of its config that only the trained network can tell."""
     paper: str = ""  # where the published numbers are from

@@ -108,13 +108,16 @@ class Source:
     n_slices: int | None = None
 
     @classmethod
-    def open(cls, folder: str | Path | None, chosen: Recipe) -> Source:
+    def open(cls, folder: str | Path | None, chosen: Recipe, name: str | None = None) -> Source:
         """Phantoms without a folder; else its training patients: pairs if it has any, or full-dose scans.
 
-        For a recipe of images in arbitrary units they are scans as they are.
+        Who they are says the split ``name``, a file of data/splits, or a hash. For a recipe of images in arbitrary
+        units they are scans as they are.
         """
         scale = chosen.scale
         if folder is None:
+            if name is not None:
+                raise ParameterError(f"split {name!r} divides the patients of a folder: give data")
             return cls(
                 described=dict(
                     collection=chosen.stages[0].data.embedded,
@@ -122,11 +125,12 @@ class Source:
                 )
             )
         collection = open_collection(folder)
-        patients = split(collection)["train"]
+        patients = split(collection, name=name)["train"]
         if not patients:
             raise ParameterError(f"{folder}: no patient falls into the training split; give more patients")
         chosen = collection.subset(patients)
         described = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients))
+        described |= {} if name is None else dict(split=name)
         if scale == "HU":
             pairs = chosen.pairs()
             chosen = pairs if len(pairs) else chosen
@@ -161,6 +165,8 @@ def run(
     init_from: str | Path | None = None,
     stage: str | None = None,
     data: str | Path | None = None,
+    split: str | None = None,
+    options: Mapping[str, Any] | None = None,
     device: str = "auto",
     workers: int = 0,
     progress: bool = True,
@@ -172,13 +178,18 @@ def run(
     States and each stage's result lie in ``out`` and are resumed; the last is ``out/NAME.safetensors``. ``init_from``
     starts from an earlier checkpoint; ``stage`` does one stage alone, from ``init_from`` or the stage before it.
     ``data`` is a folder of scans in place of the phantoms, its training patients only: pairs teach the scanner's own
-    full dose, full-dose scans alone get simulated noise. A state of other data or another recipe is refused.
+    full dose, full-dose scans alone get simulated noise; ``split`` names a file of data/splits that says who they are.
+    ``options`` replace those of the stages that have them: ``{"clip": "a folder"}`` trains LEDA's autoencoder at the
+    paper profile with the CLIPModel there. A state of other data, options or another recipe is refused.
     ``dry_run`` takes two steps of every stage on small patches with a narrow network: does it start on this machine,
     with this data? Its results lie apart, in ``out/dry-run``. Another ``seed`` than 0 draws other samples, noise and
     initial weights; give it an ``out`` of its own.
     """
-    out, chosen = Path(out), reseeded(recipe(name, profile), seed)
-    source = Source.open(data, chosen)
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in (options or {}).items()}
+    out, chosen = Path(out), with_options(reseeded(recipe(name, profile), seed), options)
+    source = Source.open(data, chosen, split)
+    if options:
+        source = replace(source, described={**source.described, "options": options})
     stages = tuple(steps_from_epochs(s, source.n_slices) for s in chosen.stages)
     chosen = replace(chosen, stages=stages, output=source.output or chosen.output)
     folders = (out,)  # of checkpoints that others need
@@ -191,8 +202,8 @@ def run(
         if log is not None and left is not None and left <= 0:
             return  # every call does a step at least
         config = replace(part.stage.train, device=device, num_workers=workers)
-        options = dict(max_seconds=left, progress=progress)
-        for log in run_stage(name, profile, chosen, part, source, folders, config, **options):
+        how = dict(max_seconds=left, progress=progress)
+        for log in run_stage(name, profile, chosen, part, source, folders, config, **how):
             yield part.stage.name, log
         if not log.finished:
             return
@@ -277,6 +288,22 @@ def reseeded(chosen: Recipe, seed: int) -> Recipe:
     return replace(chosen, stages=stages)
 
 
+def with_options(chosen: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values of its stages' options. Raises ParameterError for one that no stage has."""
+    if not options:
+        return chosen
+    known = {name: None for s in chosen.stages for name in s.options}
+    for name in options:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "it has none"
+            raise ParameterError(f"this recipe has no option {name!r}{did_you_mean(name, known)}; {there}")
+    stages = tuple(
+        replace(s, options=s.options | {k: v for k, v in options.items() if k in s.options}) for s in chosen.stages
+    )
+    changed = replace(chosen, stages=stages)
+    return changed if chosen.fit is None else chosen.fit(changed)
+
+
 def steps_from_epochs(stage: Stage, n_slices: int | None) -> Stage:
     """The stage with its steps counted from its epochs, where a collection says how many slices an epoch has."""
     if stage.epochs is None or n_slices is None:
@@ -324,7 +351,11 @@ def save(
     steps: int | None = None,
     described: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a recipe's weights with their provenance: ``steps`` of its ``index``-th stage done, those before whole."""
+    """Write a recipe's weights with their provenance: ``steps`` of its ``index``-th stage done, those before whole.
+
+    Those of the paper profile stay float32, a published vocabulary's embeddings with them; others are small enough to
+    ship, in float16.
+    """
     seen = chosen.stages[: index % len(chosen.stages) + 1]
     done = [s.train.steps for s in seen[:-1]] + [seen[-1].train.steps if steps is None else steps]
     return checkpoints.save(
@@ -338,6 +369,7 @@ def save(
         pipeline=None if chosen.pipeline is None else chosen.pipeline.to_dict(),
         uses=uses,
         recipe=name,
+        dtype=torch.float32 if profile.startswith("paper") else torch.float16,
         stages=[
             dict(
                 name=s.name,
