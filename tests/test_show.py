@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from ldctlib.benchmark.result import BenchmarkResult
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.show import exercises, figures, page, widgets
 from ldctlib.show.exercises import Exercise, check, judge
 from ldctlib.show.png import figure_png
-from ldctlib.show.table import Table
+from ldctlib.show.table import Table, benchmark_table
 from ldctlib.units import SOFT_TISSUE, Window
 
 
@@ -374,3 +376,27 @@ def test_page_shows_what_happened_and_escapes_it():
 def test_page_limits_the_metrics_it_shows_and_says_how_many_are_left():
     html = page.build([record(metrics={f"m{i}": i for i in range(20)})], profile="workshop")
     assert html.count("<dt>") == page.MAX_METRICS and "(8 more)" in html
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_a_table_has_every_method_of_a_group_and_the_interval_of_its_gain():
+    rows = [
+        dict(method=m, patient=f"p{i}", slice="0", group="sr4, soft", dose=0.25, reference="truth", residual_noise=0.0)
+        | dict(psnr=p + i, ssim=0.7, vif=0.3, seconds=1.0)
+        for i in range(8)
+        for m, p in (("pseudo_inverse", 20.0), ("ddnm_plus", 22.0))
+    ]
+    result = BenchmarkResult(pd.DataFrame(rows), SOFT_TISSUE, "pseudo_inverse", ["psnr", "ssim", "vif"])
+    table = benchmark_table(result, "sr4, soft", 0.25)
+    assert [row["method"] for row in table.rows] == ["pseudo_inverse", "ddnm_plus"]
+    first, second = table.rows
+    assert second["PSNR (dB)"] == pytest.approx(25.5) and first["gain over pseudo_inverse, 95 %"] == ""
+    assert second["gain over pseudo_inverse, 95 %"] == "+2.00 (+2.00 … +2.00)"
+    chosen = benchmark_table(result, "sr4, soft", 0.25, {"ssim": "S"}, names={"ddnm_plus": "DDNM+"}, gain="ssim")
+    gain = "+0.000 (+0.000 … +0.000)"
+    assert chosen.rows == [{"method": "DDNM+", "S": 0.7, "SSIM: gain over pseudo_inverse, 95 %": gain}]
+    assert chosen.better == {"S": "high"}
+    with pytest.raises(ParameterError, match="no result of 'sr8'"):
+        benchmark_table(result, "sr8", 0.25)

@@ -6,11 +6,9 @@ import io
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from ldctlib.benchmark.result import BenchmarkResult
 from ldctlib.diffusion import plug_and_play as pnp
 from ldctlib.diffusion.samplers import final
 from ldctlib.diffusion.schedule import linear
@@ -147,26 +145,6 @@ def test_discs_lie_in_flat_soft_tissue_apart_from_each_other_and_keep_their_cont
     assert np.isnan(line["scatter between draws"])
     with pytest.raises(ParameterError, match="no 9 flat places"):
         nb06.flat_places(x, 9, radius=6.0)
-
-
-# ---------------------------------------------------------------- the table
-
-
-def test_a_table_has_every_method_of_a_group_and_the_interval_of_its_gain():
-    rows = [
-        dict(method=m, patient=f"p{i}", slice="0", group="sr4, soft", dose=0.25, reference="truth", residual_noise=0.0)
-        | dict(psnr=p + i, ssim=0.7, vif=0.3, seconds=1.0)
-        for i in range(8)
-        for m, p in (("pseudo_inverse", 20.0), ("ddnm_plus", 22.0))
-    ]
-    result = BenchmarkResult(pd.DataFrame(rows), SOFT_TISSUE, "pseudo_inverse", ["psnr", "ssim", "vif"])
-    table = nb06.restoration_table(result, "sr4, soft", 0.25)
-    assert [row["method"] for row in table.rows] == ["pseudo_inverse", "ddnm_plus"]
-    first, second = table.rows
-    assert second["PSNR (dB)"] == pytest.approx(25.5) and first["gain over pseudo_inverse, 95 %"] == ""
-    assert second["gain over pseudo_inverse, 95 %"] == "+2.00 (+2.00 … +2.00)"
-    with pytest.raises(ParameterError, match="no result of 'sr8'"):
-        nb06.restoration_table(result, "sr8", 0.25)
 
 
 # ---------------------------------------------------------------- the widget

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--crop", type=int, help="the central square of the phantoms, for slow methods")
     names = "comma-separated names of ldctlib.methods, with options as in gaussian:sigma_px=1.0"
     parser.add_argument("--methods", default="ldct,gaussian", help=names)
+    parser.add_argument("--baseline", default="ldct", help="the method that others are compared with, pair by pair")
     parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"of {', '.join(METRICS)}")
     share = "share of what was removed that is added again against a full-dose reference; default: the dose"
     parser.add_argument("--residual-noise", default="dose", type=lambda x: x if x == "dose" else float(x), help=share)
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             look = dict(kernels=("B30f", "D45f"), crop=options.crop, anatomy=options.anatomy)
             cases = phantom_cases(seeds, options.doses, **look)
         given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
+        given["baseline"] = options.baseline
         result = run(loaded, cases, window=SOFT_TISSUE, device=options.device, **given)
         if options.record:
             record(result)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ldctlib.errors import ParameterError
+
+if TYPE_CHECKING:
+    from ldctlib.benchmark.result import BenchmarkResult
 
 
 class Table:
@@ -64,6 +68,51 @@ class Table:
         lines = ("".join(cell(index, column) for column in self.columns) for index in range(len(self.rows)))
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def benchmark_table(
+    result: BenchmarkResult,
+    group: str,
+    dose: float,
+    titles: Mapping[str, str] | None = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    gain: str = "psnr",
+) -> Table:
+    """Means of every method in one group and dose of a benchmark, and the 95 % interval of what one metric gains.
+
+    titles : metric -> heading, for the metrics to show; by default all, under their labels.
+    names : method -> its name in the table, for the methods to show; by default all.
+    gain : the metric of the last column, the difference to ``result.baseline``.
+
+    Raises ParameterError where there is no such group.
+    """
+    from ldctlib.benchmark.measures import METRICS
+
+    chosen = [s for s in result.scores() if s.group == group and (s.dose == dose or math.isnan(s.dose + dose))]
+    if not chosen:
+        raise ParameterError(f"no result of '{group}' at dose {dose:g}")
+    titles = {m: METRICS[m].label for m in result.metrics} if titles is None else titles
+    names = {s.method: s.method for s in chosen} if names is None else names
+    lines: dict[str, dict] = {method: {"method": name} for method, name in names.items()}
+    what = "" if gain == "psnr" else f"{METRICS[gain].label.partition(' (')[0]}: "
+    gained = f"{what}gain over {names.get(result.baseline, result.baseline)}, 95 %"
+    gains = {}
+    for score in chosen:
+        if score.method in lines and score.metric in titles:
+            lines[score.method][titles[score.metric]] = score.value
+        if score.metric == gain and score.method != result.baseline and not math.isnan(score.low):
+            digits = METRICS[gain].digits
+            gains[score.method] = f"{score.difference:+.{digits}f} ({score.low:+.{digits}f} … {score.high:+.{digits}f})"
+    made = [line | {gained: gains.get(method, "")} for method, line in lines.items()]
+    digits = {title: METRICS[metric].digits for metric, title in titles.items()}
+    better = {titles[m]: end for m, end in RANKED.items() if m in titles and any(titles[m] in line for line in made)}
+    return Table(made, better=better, digits=digits)
+
+
+RANKED = {"psnr": "high", "ssim": "high", "ssim_uniform7": "high", "fsim": "high", "vif": "high"}
+RANKED |= {"rmse_hu": "low", "lpips": "low", "lpips_vgg": "low", "lpips_alex": "low", "nps_shape_distance": "low"}
+"""Metrics of a benchmark and which end is best."""
 
 
 def _finite(value: Any) -> bool:

@@ -22,14 +22,12 @@ from ldctlib.operators import CorrelatedNoise, Identity
 from ldctlib.show import png
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
-from ldctlib.show.table import Table
 from ldctlib.show.widgets import Panel, beside_error, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ldctlib.benchmark.result import BenchmarkResult
     from ldctlib.diffusion.schedule import Schedule
 
 
@@ -252,24 +250,6 @@ def contrast_kept(
 
 
 # ---------------------------------------------------------------- tables
-
-
-def restoration_table(result: BenchmarkResult, group: str, dose: float) -> Table:
-    """Means of every method in one group of a restoration benchmark, with the 95 % interval of the gain in PSNR."""
-    chosen = [s for s in result.scores() if s.group == group and (s.dose == dose or math.isnan(s.dose + dose))]
-    if not chosen:
-        raise ParameterError(f"no result of '{group}' at dose {dose:g}")
-    titles = {"psnr": "PSNR (dB)", "ssim": "SSIM", "vif": "VIF"}
-    lines, gains, gain = {}, {}, f"gain over {result.baseline}, 95 %"
-    for score in chosen:
-        line = lines.setdefault(score.method, {"method": score.method})
-        if score.metric in titles:
-            line[titles[score.metric]] = score.value
-        if score.metric == "psnr" and score.method != result.baseline and not math.isnan(score.low):
-            gains[score.method] = f"{score.difference:+.2f} ({score.low:+.2f} … {score.high:+.2f})"
-    better = {title: "high" for title in titles.values() if any(title in line for line in lines.values())}
-    made = [line | {gain: gains.get(method, "")} for method, line in lines.items()]
-    return Table(made, better=better, digits={"SSIM": 3, "VIF": 3})
 
 
 # ---------------------------------------------------------------- the widget
