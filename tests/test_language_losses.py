@@ -72,6 +72,32 @@ def test_the_semantic_loss_is_a_log_softmax_at_every_position(temperature, chunk
     torch.testing.assert_close(semantic_loss(layers, codebook, weights, temperature=temperature), loss)
 
 
+@pytest.mark.parametrize("chunk", [2**25, 100])
+def test_any_candidate_is_the_probability_of_all_of_them_together(chunk, monkeypatch):
+    """Its gradient in z is 2 (E_p[e] - E_{p among candidates}[e]) over temperature: towards the nearest of them."""
+    monkeypatch.setattr("ldctlib.losses.language.CHUNK", chunk)
+    generator = torch.Generator().manual_seed(2)
+    codebook, z = torch.randn(20, 6, generator=generator), torch.randn(2, 6, 4, 4, generator=generator).requires_grad_()
+    candidates = torch.rand(2, 1, 20, generator=generator) > 0.7
+    loss = semantic_loss([z], codebook, candidates, temperature=0.3, of="any")
+    loss.backward()
+    expected = []
+    for image in range(2):
+        at, inside = z[image].detach().flatten(1).T, candidates[image, 0]
+        p = F.softmax(-torch.cdist(at, codebook).square() / 0.3, dim=1)
+        expected += [-p[:, inside].sum(dim=1).log().mean()]
+        among = p * inside / (p * inside).sum(dim=1, keepdim=True)
+        gradient = 2 * (p - among) @ codebook / 0.3 / (len(at) * 2)
+        torch.testing.assert_close(z.grad[image].flatten(1).T, gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
+    assert semantic_loss([z], codebook, torch.ones(2, 1, 20), of="any").abs() < 1e-6  # all words are right
+    one = torch.zeros(2, 1, 20)
+    one[..., 3] = 1
+    torch.testing.assert_close(semantic_loss([z], codebook, one, of="any"), semantic_loss([z], codebook, one))
+    with pytest.raises(ParameterError, match="'every' or 'any'"):
+        semantic_loss([z], codebook, one, of="all")
+
+
 def test_the_semantic_loss_does_not_overflow():
     z, codebook = torch.full((1, 4, 1, 1), 100.0), torch.eye(4) * 50
     loss = semantic_loss([z], codebook, torch.tensor([[[True, False, False, False]]]))

@@ -81,7 +81,7 @@ def context(variant: str, **options) -> Context:
     chosen = replace(
         chosen, networks={"autoencoder": Network("vqgan", config), "discriminator": Network("patchgan", {})}
     )
-    return Context(chosen, stage, networks, {}, torch.device("cpu"))
+    return Context(chosen, stage, networks, {}, torch.device("cpu"), Squares())
 
 
 def run(made: Context, steps: int = 4, **options):
@@ -108,24 +108,25 @@ def test_variants_train_and_keep_frozen_words(variant):
 def test_the_updates_equal_a_plain_loop_with_two_optimisers():
     sgd = dict(lr=0.05, kind="sgd", schedule="constant", clip_norm=None)  # which keeps rounding small, unlike Adam
     made = context("semantic", discriminator_start=0.25, rates=sgd)
-    plain = {name: copy.deepcopy(n).to(memory_format=torch.channels_last) for name, n in made.networks.items()}
+    plain = {name: copy.deepcopy(n) for name, n in made.networks.items()}
     run(made)
     autoencoder, judge = plain.values()
     a, d = (torch.optim.SGD(n.parameters(), lr=0.05) for n in plain.values())
     clip, dataset = Clip(), Squares()
     autoencoder.set_codebook(clip.table)
+    leda.place_codebook(replace(made, networks=plain), clip)
+    for network in plain.values():
+        network.to(memory_format=torch.channels_last)
     for step in range(4):
         hu = default_collate([dataset[n] for n in (2 * step, 2 * step + 1)])["full_dose_hu"]
         x = VQGAN_RANGE.to_model(hu)
-        if step == 0:
-            autoencoder.move_features(autoencoder.encode(x))
         image, quantised = autoencoder(x)
         loss = (image - x).square().mean() + 0.3 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
         if step >= 1:
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
         pools = leda.candidate_pools(clip.similarity(hu))
-        semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools)
-        (loss + 0.3 * (loss / semantic).item() * semantic).backward()
+        semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools, temperature=0.05, of="any")
+        (loss + 0.3 * (loss / semantic.clamp(min=0.1)).item() * semantic).backward()
         a.step()
         for network in plain.values():
             network.zero_grad()
@@ -149,17 +150,22 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         assert all(torch.equal(t, expected[key]) for key, t in made.network.state_dict().items())
 
 
-def test_words_are_placed_where_the_features_are():
-    images = torch.stack([Squares()[n]["full_dose_hu"] for n in range(4)])
-    x, generator = VQGAN_RANGE.to_model(images), torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    for learned in (True, False):
-        model = VQGAN(**SMALL, learned=learned)
-        leda.place_codebook(model, x, None if learned else Clip().table, generator)
-        z = model.encode(x).detach().movedim(1, -1).flatten(0, -2)
-        if learned:
-            assert all((z == word).all(dim=1).any() for word in model.quantiser.codebook.detach())
-        assert len(model.quantise(x).indices[-1].unique()) > 5
+@pytest.mark.parametrize("variant", leda.VARIANTS)
+def test_features_begin_where_the_words_are(variant):
+    made, clip = context(variant), None if variant == "learned" else Clip()
+    if clip is not None:
+        made.network.set_codebook(clip.table)
+    leda.place_codebook(made, clip, images=8)
+    images = torch.stack([Squares()[n]["full_dose_hu"] for n in range(8)])
+    z = made.network.encode(VQGAN_RANGE.to_model(images)).detach().movedim(1, -1).flatten(0, -2)
+    codebook = made.network.quantiser.codebook.detach()
+    if variant == "learned":
+        assert all((z == word).all(dim=1).any() for word in codebook)
+        assert made.network.quantiser.scale == leda.LEARNED_UNIT
+    else:
+        often = leda.candidates(clip, images).float().mean(dim=(0, 1)) if variant == "semantic" else torch.ones(20)
+        torch.testing.assert_close(z.mean(dim=0), often @ codebook / often.sum(), rtol=0, atol=1e-4)
+    assert len(made.network.quantise(VQGAN_RANGE.to_model(images)).indices[-1].unique()) > 5
 
 
 def test_denoisers_differ_in_their_loss_alone():

@@ -205,6 +205,13 @@ def test_features_are_moved_into_the_codebook_and_images_stay():
         assert (along.diag().diff() > -1e-6).all()  # the strongest with the strongest
         assert torch.allclose(cov, wanted, rtol=0, atol=1e-3 * float(wanted.max())) == (evenness == 1)
         torch.testing.assert_close(model.decode(model.encode(x)), before, rtol=0, atol=1e-4)
+    half = torch.cat([torch.ones(10), torch.zeros(10)])  # of the words alone, and three times as wide
+    model.move_features(model.encode(x), stretch=3.0, weights=half)
+    z = model.encode(x).detach().movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(z.mean(dim=0), table[:10].mean(dim=0), rtol=0, atol=1e-4)
+    trace = torch.cov(table[:10].T, correction=0).trace()
+    torch.testing.assert_close(torch.cov(z.T, correction=0).trace(), 9 * trace, rtol=1e-3, atol=0)
+    torch.testing.assert_close(model.decode(model.encode(x)), before, rtol=0, atol=1e-4)
     with pytest.raises(ParameterError, match="principal axes"):
         model.move_features(torch.zeros(1, 12, 16, 16))
 

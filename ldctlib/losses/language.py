@@ -42,7 +42,7 @@ def candidate_pools(similarities: Tensor, thresholds: Sequence[float] = THRESHOL
 
 
 def semantic_loss(
-    embeddings: Sequence[Tensor], codebook: Tensor, candidates: Tensor, *, temperature: float = 1.0
+    embeddings: Sequence[Tensor], codebook: Tensor, candidates: Tensor, *, temperature: float = 1.0, of: str = "every"
 ) -> Tensor:
     """Eq. 1: minus log softmax over the vocabulary of -||z_l - e(k)||^2, averaged over candidates, positions, layers.
 
@@ -51,8 +51,10 @@ def semantic_loss(
     candidates : (B, layers, V), True or weights: the words that are right for the image on that layer.
     temperature : divides the squared distances. 1 is the paper's; others deviate from it, for codewords so short that
         the softmax is flat, or so long that it is a step.
+    of : "every" averages over the candidates, as the paper: the pull is towards their mean. "any" deviates from it:
+        minus the log of the probability of all candidates together, whose pull is towards the nearest ones.
 
-    ||z||^2 stands above and below in the softmax and cancels, so that the loss is mean ||e_c||^2 - 2 z . mean e_c +
+    ||z||^2 stands above and below in the softmax and cancels, so that Eq. 1 is mean ||e_c||^2 - 2 z . mean e_c +
     logsumexp(2 z . e_k - ||e_k||^2), which needs one product a vocabulary; it is recomputed in the backward pass.
     """
     batch, layers, size = candidates.shape if candidates.ndim == 3 else (0, 0, 0)
@@ -67,28 +69,44 @@ def semantic_loss(
         raise ParameterError("every image needs a candidate on every layer")
     if not temperature > 0:
         raise ParameterError(f"temperature must be positive, got {temperature}")
+    if of not in ("every", "any"):
+        raise ParameterError(f"of is 'every' or 'any' candidate, got {of!r}")
     with torch.autocast(codebook.device.type, enabled=False):
-        weights = weights / totals
-        squares = codebook.square().sum(dim=1)
-        mean_word, mean_square = weights @ codebook, weights @ squares  # (B, layers, C) and (B, layers)
-        losses = []
+        squares, losses = codebook.square().sum(dim=1), []
+        if of == "every":
+            weights = weights / totals
+            mean_word, mean_square = weights @ codebook, weights @ squares  # (B, layers, C) and (B, layers)
         for layer, z in enumerate(embeddings):
             z = z.float().flatten(2).transpose(1, 2)  # (B, positions, C)
-            right = mean_square[:, layer, None] - 2 * (z * mean_word[:, layer, None]).sum(dim=-1)
-            losses.append((right / temperature).mean() + _mean_log_sum(z.flatten(0, 1), codebook, squares, temperature))
+            pools = weights[:, layer].log() if of == "any" else None
+            loss = _mean_log_sum(z, codebook, squares, temperature, pools)
+            if of == "every":
+                right = mean_square[:, layer, None] - 2 * (z * mean_word[:, layer, None]).sum(dim=-1)
+                loss = loss + (right / temperature).mean()
+            losses.append(loss)
         return torch.stack(losses).mean()
 
 
-def _mean_log_sum(z: Tensor, codebook: Tensor, squares: Tensor, temperature: float) -> Tensor:
-    """Mean over z (N, C) of logsumexp_k((2 z . e_k - ||e_k||^2) / temperature), a chunk at a time."""
+def _mean_log_sum(z: Tensor, codebook: Tensor, squares: Tensor, temperature: float, pools: Tensor | None) -> Tensor:
+    """Mean over z (B, N, C) of logsumexp_k((2 z . e_k - ||e_k||^2) / temperature), a chunk at a time.
 
-    def chunk(part: Tensor, words: Tensor, offsets: Tensor) -> Tensor:
-        return (torch.addmm(offsets, part, words.T, beta=-1, alpha=2) / temperature).logsumexp(dim=1).sum()
+    pools : (B, V), logarithms of weights: less the same sum with them added.
+    """
 
-    parts = z.split(max(1, CHUNK // len(codebook)))
-    if len(parts) == 1:
-        return chunk(z, codebook, squares) / len(z)
-    return sum(checkpoint(chunk, part, codebook, squares, use_reentrant=False) for part in parts) / len(z)
+    def chunk(part: Tensor, pool: Tensor | None, words: Tensor, offsets: Tensor) -> Tensor:
+        logits = torch.addmm(offsets, part, words.T, beta=-1, alpha=2) / temperature
+        total = logits.logsumexp(dim=1)
+        return (total if pool is None else total - (logits + pool).logsumexp(dim=1)).sum()
+
+    rows = max(1, CHUNK // len(codebook))
+    if pools is None:
+        parts = [(part, None) for part in z.flatten(0, 1).split(rows)]
+    else:
+        parts = [(part, pool) for of_image, pool in zip(z, pools, strict=True) for part in of_image.split(rows)]
+    count = z.shape[0] * z.shape[1]
+    if sum(len(part) for part, _ in parts) <= rows:  # all logits at once are few
+        return sum(chunk(*part, codebook, squares) for part in parts) / count
+    return sum(checkpoint(chunk, *part, codebook, squares, use_reentrant=False) for part in parts) / count
 
 
 class Features(NamedTuple):

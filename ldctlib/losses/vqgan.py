@@ -25,6 +25,10 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
 
 
+SEMANTIC_FLOOR = 0.1
+"""L_semantic counts as this at least in omega. Eq. 1 never comes near it; of any candidate it can reach 0."""
+
+
 @dataclass(frozen=True)
 class VQGANLoss:
     """L_VQGAN + alpha * omega * L_semantic, where omega = L_VQGAN / L_semantic carries no gradient.
@@ -91,7 +95,7 @@ class VQGANLoss:
                 weight = 0.8 * terms["adaptive"]
             loss = loss + weight * terms["gan"]
         if semantic is not None:
-            omega = (loss / semantic).detach().clamp(min=0)
+            omega = (loss / semantic.clamp(min=SEMANTIC_FLOOR)).detach().clamp(min=0)
             terms |= {"semantic": semantic.detach(), "omega": omega}
             loss = loss + self.alpha * omega * semantic
         return {name: term.detach() for name, term in terms.items()} | {"loss": loss}

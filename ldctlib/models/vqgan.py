@@ -130,28 +130,34 @@ class VQGAN(nn.Module):
         self.quantiser.set_codebook(table)
 
     @torch.no_grad()
-    def move_features(self, z: Tensor, evenness: float = 0.5) -> None:
+    def move_features(
+        self, z: Tensor, evenness: float = 1.0, stretch: float = 1.0, weights: Tensor | None = None
+    ) -> None:
         """Turn, stretch and shift the features so that the cloud ``z`` of them comes to lie where the codewords are.
 
         z : features of training images, (B, C, h, w).
         evenness : 1 gives the features the codebook's covariance; 0 leaves the proportions of their principal axes,
             of which few are strong, so that they meet few words.
+        stretch : the features' spread over the codewords'. In many dimensions a cloud of the same spread meets few.
+        weights : (V,) of the codewords, such as how often each is right; by default all count alike.
 
-        The principal axes of the features become those of the codebook, the strongest first, with its mean and total
-        variance. ``post_quant_conv`` undoes it, so that decoding features gives the same images as before. A frozen
-        codebook is otherwise far from what an encoder happens to produce.
+        The principal axes of the features become those of the codebook, the strongest first, with its mean.
+        ``post_quant_conv`` undoes it, so that decoding features gives the same images as before. A frozen codebook is
+        otherwise far from what an encoder happens to produce.
         """
         scale, points = self.quantiser.scale, z.movedim(1, -1).flatten(0, -2).double() / self.quantiser.scale
         sides = []
-        for cloud in (points, self.quantiser.codebook.double() / scale):
-            mean = cloud.mean(dim=0)
-            variances, axes = torch.linalg.eigh(torch.cov((cloud - mean).T, correction=0))
+        for cloud, counts in ((points, None), (self.quantiser.codebook.double() / scale, weights)):
+            counts = cloud.new_ones(len(cloud)) if counts is None else counts.to(cloud)
+            mean = counts @ cloud / counts.sum()
+            variances, axes = torch.linalg.eigh((cloud - mean).T @ (counts[:, None] * (cloud - mean)) / counts.sum())
+            axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()  # whatever the solver gave
             sides.append((mean, variances.clamp(min=0).sqrt(), axes))
         (mean_z, std_z, axes_z), (mean_e, std_e, axes_e) = sides
         if not std_z.any():
             raise ParameterError("features that are all the same have no principal axes")
         wanted = std_z * (std_e / std_z.clamp(min=1e-3 * std_z.max())) ** evenness
-        wanted = wanted * (std_e.norm() / wanted.norm())
+        wanted = wanted * (stretch * std_e.norm() / wanted.norm())
         stretch = torch.where(std_z > 1e-3 * std_z.max(), wanted / std_z, wanted.max() / std_z.max())
         turn, back = axes_e @ (stretch[:, None] * axes_z.T), axes_z @ (axes_e / stretch).T
         shift = mean_e - turn @ mean_z

@@ -21,12 +21,12 @@ from ldctlib.data.patches import PatchConfig
 from ldctlib.data.vocabulary import TOKENS
 from ldctlib.losses import LEDALoss, VQGANLoss, candidate_pools, perceptual_distance, semantic_loss, vgg16_features
 from ldctlib.losses.adversarial import hinge_discriminator
+from ldctlib.models.clip import Clip
 from ldctlib.models.vqgan import VQGAN, VQGAN_RANGE
 from ldctlib.pipelines.published_clip import PUBMEDCLIP, published_clip
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.recipe import ANATOMIES, PAPER_DATA, SHORT_BANKS, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import Optimizer, TrainConfig, Update
-from ldctlib.training.processes import share_from_first
 
 
 def perceptual(side: int | None) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
@@ -63,20 +63,35 @@ def start_updates(context: Context):
     return loss
 
 
-def place_codebook(model: VQGAN, x: Tensor, table: Tensor | None, generator: torch.Generator) -> None:
-    """Begin with words where the features are: a frozen table, or features of ``x`` themselves where it is learned.
+LEARNED_UNIT = 1 / 32
+"""Of a learned codebook: CLIP's words are about as long, so that the commitment weighs as much in all variants."""
 
-    Several processes share the first one's.
+
+def place_codebook(context: Context, clip: Clip | None, images: int = 16) -> None:
+    """Begin with features where the words are, or with words where the features of some images are, if learned.
+
+    With the semantic loss, where the words are that are candidates for these images: it would take long to bring the
+    features there. ``stage.options["stretch"]`` is of :meth:`~ldctlib.models.vqgan.VQGAN.move_features`. A resumed
+    training loads its state over this.
     """
+    model, options = context.network, context.stage.options
+    x_hu = torch.stack([context.samples[n]["full_dose_hu"] for n in range(images)])
     with torch.no_grad():
-        if table is not None:
-            model.set_codebook(table)
-            model.move_features(model.encode(x))
+        if clip is not None:
+            often = candidates(clip, x_hu.to(context.device)).float().mean(dim=(0, 1)) if options["semantic"] else None
+            model.move_features(model.encode(VQGAN_RANGE.to_model(x_hu)), stretch=options["stretch"], weights=often)
         else:
-            z = model.encode(x).movedim(1, -1).flatten(0, -2)
-            chosen = torch.randint(len(z), (len(model.quantiser.codebook),), generator=generator, device=z.device)
-            model.quantiser.codebook.copy_(z[chosen])
-    share_from_first(model.state_dict().values())
+            model.quantiser.scale.fill_(LEARNED_UNIT)
+            z = model.encode(VQGAN_RANGE.to_model(x_hu)).movedim(1, -1).flatten(0, -2)
+            generator = torch.Generator().manual_seed(context.stage.train.seed)
+            codebook = model.quantiser.codebook
+            codebook.copy_(z[torch.randperm(len(z), generator=generator)[: len(codebook)]])
+
+
+@torch.no_grad()
+def candidates(clip: Clip, images_hu: Tensor) -> Tensor:
+    """Eq. 1's pools for images, (B, layers, V), of the words that may describe one."""
+    return candidate_pools(clip.similarity(images_hu).masked_fill(~clip.eligible, -torch.inf))
 
 
 def vqgan_updates(context: Context):
@@ -84,33 +99,29 @@ def vqgan_updates(context: Context):
 
     ``stage.options``: ``codebook`` is "learned" or "clip", the frozen table of the checkpoint "clip", or of the
     published model that an option ``clip`` names; ``semantic`` is whether Eq. 1 counts; ``begin`` places the codebook
-    at the first step; the others are settings of :class:`~ldctlib.losses.vqgan.VQGANLoss` and ``temperature``.
+    first; the others are settings of :class:`~ldctlib.losses.vqgan.VQGANLoss`, and ``temperature`` and ``of`` of the
+    semantic loss.
     """
     options, learned = context.stage.options, context.stage.options["codebook"] == "learned"
     clip = None if learned else published_clip(options["clip"]) if "clip" in options else context.frozen("clip")
-    table = None if clip is None else clip.to(context.device).token_table().detach().float()
     model: VQGAN = context.network
-    if table is not None:
-        model.set_codebook(table)
+    if clip is not None:
+        model.set_codebook(clip.to(context.device).token_table().detach().float())
+    if options["begin"]:
+        place_codebook(context, clip)
     distance = perceptual(options["perceptual_side"])
     start = int(options["discriminator_start"] * context.stage.train.steps)
     settings = {name: options[name] for name in ("recipe", "alpha", "beta", "gamma", "eta") if name in options}
-    placed = not options["begin"]
     waiting: list[tuple[Tensor, Tensor]] = []  # images and their reconstructions, for the discriminator's turn
 
     def autoencoder(networks, batch: dict[str, Tensor], generator, step: int) -> dict[str, Tensor]:
-        nonlocal placed
         model, x_hu = networks["autoencoder"], batch["full_dose_hu"]
         x = VQGAN_RANGE.to_model(x_hu)
-        if step == 0 and not placed:
-            place_codebook(model, x, table, generator)
-            placed = True
         made, semantic = model(x), None
         if options["semantic"]:
-            with torch.no_grad():
-                pools = candidate_pools(clip.similarity(x_hu).masked_fill(~clip.eligible, -torch.inf))
-            words = made.quantised.embeddings, model.quantiser.codebook, pools
-            semantic = semantic_loss(*words, temperature=options.get("temperature", 1.0))
+            words = made.quantised.embeddings, model.quantiser.codebook, candidates(clip, x_hu)
+            how = {name: options[name] for name in ("temperature", "of") if name in options}
+            semantic = semantic_loss(*words, **how)
         total = VQGANLoss(partial(distance, generator=generator), discriminator_start=start, **settings)
         gan = dict(discriminator=networks["discriminator"], last_layer=model.last_layer)
         if step >= start:
@@ -192,7 +203,7 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     """
     learned = variant == "learned"
     needs = () if learned else ("clip",)
-    options = VARIANTS[variant] | dict(begin=True, discriminator_rate=1.0)
+    options = VARIANTS[variant] | dict(begin=True, stretch=1.5, discriminator_rate=1.0)
     train: dict[str, Any] = dict(seed=seed, checkpoint_every=200)
     data: dict[str, Any] = dict(seed=420 + seed, anatomies=ANATOMIES, photograph_share=0.0)
     data |= dict(full_dose_noise_sd_hu=FULL_DOSE_NOISE_SD_HU)
@@ -227,7 +238,7 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     return Recipe(networks, stages, vqgan_updates, VQGAN_RANGE, paper="LEDA, section 2.1 and Table 4")
 
 
-GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=5e-4, discriminator_start=0.25)
+GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=5e-4, discriminator_start=0.25, temperature=0.05, of="any")
 
 # ---------------------------------------------------------------- denoisers (section 2.2)
 

@@ -134,6 +134,7 @@ class Context:
     networks: Mapping[str, nn.Module]
     needed: Mapping[str, Checkpoint]
     device: torch.device
+    samples: Dataset | None = None  # what the stage learns from
 
     @property
     def network(self) -> nn.Module:

@@ -241,10 +241,11 @@ def run_stage(
         _check_same_dependencies(part.init_from, uses)
     networks = {key: n.build(chosen.stages[0].train.seed + i) for i, (key, n) in enumerate(chosen.networks.items())}
     started = _start(chosen.networks, networks, folders) if part.init_from is None else {}
-    context = Context(chosen, stage, networks, needed, make_accelerator(config).device)
+    samples = stage.data.open(source.collection)
+    context = Context(chosen, stage, networks, needed, make_accelerator(config).device, samples)
     identity = dict(recipe=name, profile=profile, stage=stage.name, networks=started, uses=uses, **source.described)
     files = dict(state_path=part.state, init_from=part.init_from, identity=identity)
-    samples, trained = stage.data.open(source.collection), networks if len(networks) > 1 else context.network
+    trained = networks if len(networks) > 1 else context.network
     for log in train(trained, chosen.updates(context), samples, config, **files, **options):
         yield log
     if first_process():
