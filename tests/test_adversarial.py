@@ -180,6 +180,18 @@ def test_qae_layer_by_layer():
     torch.testing.assert_close(model(x), model.decoder[4](F.relu(model.decoder[3](y))) + x)
 
 
+def test_qae_s_layers_see_nothing_beyond_its_limits():
+    model, x = drawn(QAE(4), 0.2), normal(1, 1, 9, 8)
+    bounded = QAE(4, limits=(-0.5, 1.0)).double()
+    bounded.load_state_dict(model.state_dict())
+    torch.testing.assert_close(bounded(0.1 * x), model(0.1 * x), rtol=0, atol=1e-6)
+    inside = x.clamp(-0.5, 1.0)
+    torch.testing.assert_close(bounded(x), model(inside) + (x - inside))
+    for limits in ((1.0, -1.0), (0.0, 0.0), (1.0,)):
+        with pytest.raises(ParameterError, match="limits are the lowest"):
+            QAE(limits=limits)
+
+
 # ---------------------------------------------------------------- DU-GAN's networks
 
 

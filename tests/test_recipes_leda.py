@@ -135,9 +135,7 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
             judge.zero_grad()
     for name, network in made.networks.items():
         for key, value in network.state_dict().items():
-            torch.testing.assert_close(
-                value, plain[name].state_dict()[key], rtol=1e-4, atol=1e-6, msg=lambda m: f"{name} {key}: {m}"
-            )
+            torch.testing.assert_close(value, plain[name].state_dict()[key], rtol=1e-4, atol=1e-6, msg=f"{name} {key}")
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):

@@ -54,7 +54,8 @@ def qae(profile: str) -> Recipe:
         Stage(name, TrainConfig(seed=1 + k, **train, **rates[k]), PatchConfig(seed=31 + 1000 * k, **data))
         for k, name in enumerate(("stable", "decay"))
     )
-    return Recipe({"qae": Network("qae", dict(channels=15))}, stages, regression.updates, paper="Fan et al. 2020")
+    config = dict(channels=15) | ({} if profile == "paper" else dict(limits=[-1.1, 2.0]))
+    return Recipe({"qae": Network("qae", config)}, stages, regression.updates, paper="Fan et al. 2020")
 
 
 # ---------------------------------------------------------------- what both adversarial ones share
