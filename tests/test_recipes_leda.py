@@ -39,6 +39,7 @@ class Clip(nn.Module):
         self.table, self.slope = torch.randn(20, 12, generator=generator) * 0.1, torch.randn(20, generator=generator)
 
         self.eligible = torch.ones(20, dtype=torch.bool)
+        self.words = ("ct", *(f"word {n}" for n in range(19)))
 
     def token_table(self) -> torch.Tensor:
         return self.table
@@ -120,10 +121,10 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
         hu = default_collate([dataset[n] for n in (2 * step, 2 * step + 1)])["full_dose_hu"]
         x = VQGAN_RANGE.to_model(hu)
         image, quantised = autoencoder(x)
-        loss = (image - x).square().mean() + 0.3 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
+        loss = (image - x).square().mean() + 0.03 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
         if step >= 1:
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
-        pools = leda.candidate_pools(clip.similarity(hu))
+        pools = leda.candidates(clip, hu, False)
         semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools, temperature=0.05, of="any")
         (loss + 0.3 * (loss / semantic.clamp(min=0.1)).item() * semantic).backward()
         a.step()
@@ -162,9 +163,23 @@ def test_features_begin_where_the_words_are(variant):
         assert all((z == word).all(dim=1).any() for word in codebook)
         assert made.network.quantiser.scale == leda.LEARNED_UNIT
     else:
-        often = leda.candidates(clip, images).float().mean(dim=(0, 1)) if variant == "semantic" else torch.ones(20)
+        often = (
+            leda.candidates(clip, images, False).float().mean(dim=(0, 1)) if variant == "semantic" else torch.ones(20)
+        )
         torch.testing.assert_close(z.mean(dim=0), often @ codebook / often.sum(), rtol=0, atol=1e-4)
     assert len(made.network.quantise(VQGAN_RANGE.to_model(images)).indices[-1].unique()) > 5
+
+
+def test_words_of_every_slice_are_no_candidates_unless_they_are_asked_for():
+    clip, images = Clip(), torch.stack([Squares()[n]["full_dose_hu"] for n in range(8)])
+    pools = leda.candidates(clip, images, True)
+    assert torch.equal(pools, leda.candidate_pools(clip.similarity(images)))
+    clip.slope[0] = 0.0  # "ct" fits every image best
+    assert leda.candidates(clip, images, True)[..., 0].all()
+    without = leda.candidates(clip, images, False)
+    assert not without[..., 0].any() and without.any(dim=-1).all()
+    clip.eligible[1:10] = False
+    assert not leda.candidates(clip, images, False)[..., :10].any()
 
 
 def test_denoisers_differ_in_their_loss_alone():

@@ -131,7 +131,7 @@ class VQGAN(nn.Module):
 
     @torch.no_grad()
     def move_features(
-        self, z: Tensor, evenness: float = 1.0, stretch: float = 1.0, weights: Tensor | None = None
+        self, z: Tensor, evenness: float = 0.5, stretch: float = 1.0, weights: Tensor | None = None
     ) -> None:
         """Turn, stretch and shift the features so that the cloud ``z`` of them comes to lie where the codewords are.
 
@@ -156,6 +156,7 @@ class VQGAN(nn.Module):
         (mean_z, std_z, axes_z), (mean_e, std_e, axes_e) = sides
         if not std_z.any():
             raise ParameterError("features that are all the same have no principal axes")
+        std_e = std_e.clamp(min=0.05 * std_e.max())  # few words span few dimensions: others are not squeezed to nothing
         wanted = std_z * (std_e / std_z.clamp(min=1e-3 * std_z.max())) ** evenness
         wanted = wanted * (stretch * std_e.norm() / wanted.norm())
         stretch = torch.where(std_z > 1e-3 * std_z.max(), wanted / std_z, wanted.max() / std_z.max())

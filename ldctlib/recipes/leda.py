@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldctlib.data.patches import PatchConfig
-from ldctlib.data.vocabulary import TOKENS
+from ldctlib.data.vocabulary import GENERAL_WORDS, TOKENS
 from ldctlib.losses import LEDALoss, VQGANLoss, candidate_pools, perceptual_distance, semantic_loss, vgg16_features
 from ldctlib.losses.adversarial import hinge_discriminator
 from ldctlib.models.clip import Clip
@@ -27,12 +27,14 @@ from ldctlib.pipelines.published_clip import PUBMEDCLIP, published_clip
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.recipe import ANATOMIES, PAPER_DATA, SHORT_BANKS, SMALL_BANKS, Context, Network, Recipe, Stage
 from ldctlib.training import Optimizer, TrainConfig, Update
+from ldctlib.units import SOFT_TISSUE, Window
 
 
-def perceptual(side: int | None) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+def perceptual(side: int | None, window: Window | None = None) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
     """VGG-16 distance of images in [0, 1], on one random square of ``side`` pixels a batch, or on whole images.
 
-    A random square has the whole image's distance on average, and its gradient, at the share of its cost.
+    A random square has the whole image's distance on average, and its gradient, at the share of its cost. With a
+    ``window`` VGG-16 sees that part of -1000 to 2000 HU, black to white: organs differ by a hundredth of the whole.
     """
     features = vgg16_features(allow_download=True, low=0.0, high=1.0).to(memory_format=torch.channels_last)
 
@@ -42,6 +44,8 @@ def perceptual(side: int | None) -> Callable[[Tensor, Tensor, torch.Generator], 
             corner = torch.rand(2, generator=generator, device=generator.device).tolist()
             top, left = (int(share * (n - side + 1)) for share, n in zip(corner, (h, w), strict=True))
             x_hat, x = (image[..., top : top + side, left : left + side] for image in (x_hat, x))
+        if window is not None:
+            x_hat, x = (window.to_display(VQGAN_RANGE.from_model(image)) for image in (x_hat, x))
         return perceptual_distance(features.to(x.device), x_hat, x)
 
     return distance
@@ -78,7 +82,9 @@ def place_codebook(context: Context, clip: Clip | None, images: int = 16) -> Non
     x_hu = torch.stack([context.samples[n]["full_dose_hu"] for n in range(images)])
     with torch.no_grad():
         if clip is not None:
-            often = candidates(clip, x_hu.to(context.device)).float().mean(dim=(0, 1)) if options["semantic"] else None
+            often = None
+            if options["semantic"]:
+                often = candidates(clip, x_hu.to(context.device), options["general"]).mean(dim=(0, 1))
             model.move_features(model.encode(VQGAN_RANGE.to_model(x_hu)), stretch=options["stretch"], weights=often)
         else:
             model.quantiser.scale.fill_(LEARNED_UNIT)
@@ -89,9 +95,15 @@ def place_codebook(context: Context, clip: Clip | None, images: int = 16) -> Non
 
 
 @torch.no_grad()
-def candidates(clip: Clip, images_hu: Tensor) -> Tensor:
-    """Eq. 1's pools for images, (B, layers, V), of the words that may describe one."""
-    return candidate_pools(clip.similarity(images_hu).masked_fill(~clip.eligible, -torch.inf))
+def candidates(clip: Clip, images_hu: Tensor, general: float) -> Tensor:
+    """Eq. 1's pools for images, (B, layers, V), of the words that may describe one: each candidate's weight.
+
+    general : weight of words that hold for every slice. They are the safest to say, and soon the only ones, with 1.
+    """
+    pools = candidate_pools(clip.similarity(images_hu).masked_fill(~clip.eligible, -torch.inf))
+    return pools * pools.new_tensor(
+        [general if word in GENERAL_WORDS else 1.0 for word in clip.words], dtype=torch.float
+    )
 
 
 def vqgan_updates(context: Context):
@@ -109,7 +121,7 @@ def vqgan_updates(context: Context):
         model.set_codebook(clip.to(context.device).token_table().detach().float())
     if options["begin"]:
         place_codebook(context, clip)
-    distance = perceptual(options["perceptual_side"])
+    distance = perceptual(options["perceptual_side"], options.get("window"))
     start = int(options["discriminator_start"] * context.stage.train.steps)
     settings = {name: options[name] for name in ("recipe", "alpha", "beta", "gamma", "eta") if name in options}
     waiting: list[tuple[Tensor, Tensor]] = []  # images and their reconstructions, for the discriminator's turn
@@ -119,7 +131,7 @@ def vqgan_updates(context: Context):
         x = VQGAN_RANGE.to_model(x_hu)
         made, semantic = model(x), None
         if options["semantic"]:
-            words = made.quantised.embeddings, model.quantiser.codebook, candidates(clip, x_hu)
+            words = made.quantised.embeddings, model.quantiser.codebook, candidates(clip, x_hu, options["general"])
             how = {name: options[name] for name in ("temperature", "of") if name in options}
             semantic = semantic_loss(*words, **how)
         total = VQGANLoss(partial(distance, generator=generator), discriminator_start=start, **settings)
@@ -203,7 +215,7 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     """
     learned = variant == "learned"
     needs = () if learned else ("clip",)
-    options = VARIANTS[variant] | dict(begin=True, stretch=1.5, discriminator_rate=1.0)
+    options = VARIANTS[variant] | dict(begin=True, stretch=2.0, discriminator_rate=1.0)
     train: dict[str, Any] = dict(seed=seed, checkpoint_every=200)
     data: dict[str, Any] = dict(seed=420 + seed, anatomies=ANATOMIES, photograph_share=0.0)
     data |= dict(full_dose_noise_sd_hu=FULL_DOSE_NOISE_SD_HU)
@@ -212,7 +224,9 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
         rates: dict[str, Any] = dict(lr=1.8e-5, kind="adam", betas=(0.5, 0.9), schedule="constant", clip_norm=None)
         options |= {} if learned else dict(clip=PUBMEDCLIP)
         needs = ()
-        options |= dict(recipe="paper", discriminator_start=0.0, perceptual_side=None, begin=False, rates=rates)
+        options |= dict(
+            recipe="paper", discriminator_start=0.0, perceptual_side=None, begin=False, general=True, rates=rates
+        )
         networks = {
             "autoencoder": Network("vqgan", PAPER_VQGAN | dict(learned=learned)),
             "discriminator": Network("patchgan", dict(width=64)),
@@ -221,7 +235,7 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
         stage = Stage("words", TrainConfig(**train), PatchConfig(**data), options, needs, SIDES[True], epochs=100)
         fit = None if learned else fit_words
         return Recipe(networks, (stage,), vqgan_updates, VQGAN_RANGE, fit=fit, paper="LEDA, section 2.1")
-    rates = dict(lr=5e-4, betas=(0.9, 0.99), clip_norm=1.0)
+    rates = dict(lr=2e-4, betas=(0.9, 0.99), clip_norm=1.0)
     options |= dict(GENTLE, rates=rates, perceptual_side=64)
     if profile == "workshop":
         train |= dict(steps=10, batch_size=1, log_every=5)
@@ -238,7 +252,8 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     return Recipe(networks, stages, vqgan_updates, VQGAN_RANGE, paper="LEDA, section 2.1 and Table 4")
 
 
-GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=5e-4, discriminator_start=0.25, temperature=0.05, of="any")
+GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=2e-3, discriminator_start=0.25)
+GENTLE |= dict(alpha=0.05, beta=0.05, temperature=0.05, of="any", general=0.05, window=SOFT_TISSUE)
 
 # ---------------------------------------------------------------- denoisers (section 2.2)
 
