@@ -121,7 +121,7 @@ def vqgan_updates(context: Context):
         model.set_codebook(clip.to(context.device).token_table().detach().float())
     if options["begin"]:
         place_codebook(context, clip)
-    distance = perceptual(options["perceptual_side"], options.get("window"))
+    distance = perceptual(options["perceptual_side"], Window(*options["window"]) if "window" in options else None)
     start = int(options["discriminator_start"] * context.stage.train.steps)
     settings = {name: options[name] for name in ("recipe", "alpha", "beta", "gamma", "eta") if name in options}
     waiting: list[tuple[Tensor, Tensor]] = []  # images and their reconstructions, for the discriminator's turn
@@ -253,7 +253,9 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
 
 
 GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=2e-3, discriminator_start=0.25)
-GENTLE |= dict(alpha=0.05, beta=0.05, temperature=0.05, of="any", general=0.05, window=SOFT_TISSUE)
+GENTLE |= dict(
+    alpha=0.05, beta=0.05, temperature=0.05, of="any", general=0.05, window=[SOFT_TISSUE.level, SOFT_TISSUE.width]
+)
 
 # ---------------------------------------------------------------- denoisers (section 2.2)
 
