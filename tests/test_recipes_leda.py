@@ -66,7 +66,7 @@ class Squares(Dataset):
 @pytest.fixture(autouse=True)
 def small_world(monkeypatch):
     monkeypatch.setattr(Context, "frozen", lambda self, name: Clip() if name == "clip" else VQGAN(**SMALL))
-    distance = lambda side: lambda a, b, generator: (a - b).abs().mean()  # noqa: E731
+    distance = lambda side, window=None: lambda a, b, generator: (a - b).abs().mean()  # noqa: E731
     monkeypatch.setattr(leda, "perceptual", distance)
 
 
@@ -121,10 +121,10 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
         hu = default_collate([dataset[n] for n in (2 * step, 2 * step + 1)])["full_dose_hu"]
         x = VQGAN_RANGE.to_model(hu)
         image, quantised = autoencoder(x)
-        loss = (image - x).square().mean() + 0.03 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
+        loss = (image - x).square().mean() + 0.05 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
         if step >= 1:
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
-        pools = leda.candidates(clip, hu, False)
+        pools = leda.candidates(clip, hu, leda.GENTLE["general"])
         semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools, temperature=0.05, of="any")
         (loss + 0.3 * (loss / semantic.clamp(min=0.1)).item() * semantic).backward()
         a.step()
@@ -166,20 +166,18 @@ def test_features_begin_where_the_words_are(variant):
         often = (
             leda.candidates(clip, images, False).float().mean(dim=(0, 1)) if variant == "semantic" else torch.ones(20)
         )
-        torch.testing.assert_close(z.mean(dim=0), often @ codebook / often.sum(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(z.mean(dim=0), often @ codebook / often.sum(), rtol=0, atol=2e-3)  # of words of 0.35
     assert len(made.network.quantise(VQGAN_RANGE.to_model(images)).indices[-1].unique()) > 5
 
 
-def test_words_of_every_slice_are_no_candidates_unless_they_are_asked_for():
+def test_words_of_every_slice_weigh_less_among_the_candidates():
     clip, images = Clip(), torch.stack([Squares()[n]["full_dose_hu"] for n in range(8)])
-    pools = leda.candidates(clip, images, True)
-    assert torch.equal(pools, leda.candidate_pools(clip.similarity(images)))
     clip.slope[0] = 0.0  # "ct" fits every image best
-    assert leda.candidates(clip, images, True)[..., 0].all()
-    without = leda.candidates(clip, images, False)
-    assert not without[..., 0].any() and without.any(dim=-1).all()
+    pools = leda.candidates(clip, images, 0.25)
+    assert (pools[..., 0] == 0.25).all()
+    assert torch.equal(pools[..., 1:], leda.candidate_pools(clip.similarity(images))[..., 1:].float())
     clip.eligible[1:10] = False
-    assert not leda.candidates(clip, images, False)[..., :10].any()
+    assert not leda.candidates(clip, images, 1.0)[..., 1:10].any()
 
 
 def test_denoisers_differ_in_their_loss_alone():
