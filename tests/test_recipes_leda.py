@@ -121,7 +121,7 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
         hu = default_collate([dataset[n] for n in (2 * step, 2 * step + 1)])["full_dose_hu"]
         x = VQGAN_RANGE.to_model(hu)
         image, quantised = autoencoder(x)
-        loss = (image - x).square().mean() + 0.05 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
+        loss = (image - x).square().mean() + 0.3 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
         if step >= 1:
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
         pools = leda.candidates(clip, hu, leda.GENTLE["general"])
