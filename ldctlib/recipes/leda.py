@@ -253,9 +253,7 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
 
 
 GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=2e-3, discriminator_start=0.25)
-GENTLE |= dict(
-    alpha=0.05, beta=0.05, temperature=0.05, of="any", general=0.05, window=[SOFT_TISSUE.level, SOFT_TISSUE.width]
-)
+GENTLE |= dict(temperature=0.05, of="any", general=1.0, window=[SOFT_TISSUE.level, SOFT_TISSUE.width])
 
 # ---------------------------------------------------------------- denoisers (section 2.2)
 
