@@ -126,7 +126,7 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
         pools = leda.candidates(clip, hu, leda.GENTLE["general"])
         semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools, temperature=0.05, of="any")
-        (loss + 0.3 * (loss / semantic.clamp(min=0.1)).item() * semantic).backward()
+        (loss + 0.3 * (loss / semantic.clamp(min=1.0)).item() * semantic).backward()
         a.step()
         for network in plain.values():
             network.zero_grad()

@@ -25,7 +25,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
 
 
-SEMANTIC_FLOOR = 0.1
+SEMANTIC_FLOOR = 1.0
 """L_semantic counts as this at least in omega. Eq. 1 never comes near it; of any candidate it can reach 0."""
 
 
