@@ -189,7 +189,7 @@ def test_the_codebook_survives_training_bit_by_bit():
 def test_features_are_moved_into_the_codebook_and_images_stay():
     torch.manual_seed(0)
     model, x = VQGAN(**SMALL | dict(z_channels=16)).eval(), torch.rand(2, 1, 64, 64)  # features of full rank
-    table = torch.randn(20, 12) * torch.linspace(0.1, 0.001, 12) + 0.05
+    table = torch.randn(20, 12) * torch.linspace(0.1, 0.01, 12) + 0.05
     before = model.decode(model.encode(x))
     model.set_codebook(table)
     assert 0.7 < float(table.square().mean().sqrt() / model.quantiser.scale) < 1.42

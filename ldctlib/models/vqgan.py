@@ -156,9 +156,10 @@ class VQGAN(nn.Module):
         (mean_z, std_z, axes_z), (mean_e, std_e, axes_e) = sides
         if not std_z.any():
             raise ParameterError("features that are all the same have no principal axes")
+        spread = stretch * std_e.norm()
         std_e = std_e.clamp(min=0.05 * std_e.max())  # few words span few dimensions: others are not squeezed to nothing
         wanted = std_z * (std_e / std_z.clamp(min=1e-3 * std_z.max())) ** evenness
-        wanted = wanted * (stretch * std_e.norm() / wanted.norm())
+        wanted = wanted * (spread / wanted.norm())
         stretch = torch.where(std_z > 1e-3 * std_z.max(), wanted / std_z, wanted.max() / std_z.max())
         turn, back = axes_e @ (stretch[:, None] * axes_z.T), axes_z @ (axes_e / stretch).T
         shift = mean_e - turn @ mean_z

@@ -209,11 +209,11 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     """One of the three variants.
 
     The train profile lowers gamma and eta: on phantoms, whose pixels differ by far less than 1, the paper's weights
-    leave next to nothing to the pixels. VGG-16 sees the soft tissue's window there, or all soft tissue becomes one word.
-    The words of the small CLIP are so short that Eq. 1 is flat, its gradient a hundredth of the commitment's: a
-    temperature of .05, of any candidate, makes them equal at the paper's alpha. The paper profile starts from nothing, at VQGAN's rate of 4.5e-6 an image, with
-    PubMedCLIP from the hub; the option ``clip`` takes another CLIPModel's name, or its folder. Its 100 epochs are the
-    released denoisers': the paper gives none.
+    leave next to nothing to the pixels. VGG-16 sees the soft tissue's window there, or soft tissue becomes one word.
+    The small CLIP's words are so short that Eq. 1 is flat, its gradient a hundredth of the commitment's: a temperature
+    of .05, of any candidate, makes them equal at the paper's alpha. The paper profile starts from nothing, at VQGAN's
+    rate of 4.5e-6 an image, with PubMedCLIP from the hub; the option ``clip`` takes another CLIPModel's name, or its
+    folder. Its 100 epochs are the released denoisers': the paper gives none.
     """
     learned = variant == "learned"
     needs = () if learned else ("clip",)
