@@ -22,7 +22,7 @@ from ldctlib.units import Range
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     """The methods whose own weights do not ship yet."""
-    for name in ("qae", "wgan_vgg", "dugan"):
+    for name in ("qae", "dugan"):
         method = registry._trained(name, name, "regression", "-", 1, regression.network)
         monkeypatch.setitem(registry.METHODS, name, method)
 

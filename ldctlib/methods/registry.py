@@ -131,6 +131,7 @@ METHODS: dict[str, Method] = {
         Method("dip", "Deep image prior", "optimisation", "Ulyanov et al. 2018", "fitted to the image", 3000, dip.dip),
         _trained("redcnn", "RED-CNN", "regression", "Chen et al. 2017", 1, regression.network),
         _trained("nafnet", "NAFNet", "regression", "Chen et al. 2022", 1, regression.network),
+        _trained("wgan_vgg", "WGAN-VGG", "adversarial regression", "Yang et al. 2018", 1, regression.network),
         *_losses("redcnn", "RED-CNN", LEDA_LOSSES),
         _trained("round_trip", "D(E(low dose))", *ROUND_TRIP, checkpoint="autoencoder_perceptual"),
         replace(
