@@ -13,7 +13,8 @@ from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.models.autoencoder import low_cosines
 from ldctlib.models.patchgan import PatchGAN
 from ldctlib.models.pyramid_quantiser import CHUNK, PyramidQuantiser, positions
-from ldctlib.models.vqgan import VQGAN
+from ldctlib.models.vqgan import VQGAN, VQGAN_RANGE
+from ldctlib.units import SOFT_TISSUE
 
 SMALL = dict(width=8, channel_mult=(1, 2), z_channels=8, norm_groups=4, unshuffle=2, codebook_size=20, embed_dim=12)
 
@@ -227,8 +228,24 @@ def test_the_shortcut_starts_as_the_lowest_cosines_of_every_block():
     torch.testing.assert_close(model.decode(model.encode(x)), expected, rtol=0, atol=1e-5)
     plain = VQGAN(**SMALL)
     assert model.state_dict().keys() - plain.state_dict().keys() == {"analysis.weight", "synthesis.weight"}
-    with pytest.raises(ParameterError, match="shortcut=9 cosines"):
+    with pytest.raises(ParameterError, match="9 cosines of 1 view"):
         VQGAN(**SMALL, shortcut=9)
+
+
+def test_a_window_is_another_view_of_the_image():
+    model = VQGAN(**SMALL, shortcut=3, windows=[(-160.0, 240.0)]).eval()
+    hu = 40 + 500 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+    x, seen = VQGAN_RANGE.to_model(hu), SOFT_TISSUE.to_display(hu)
+    basis, gain = low_cosines(4, 3)
+    z = model.encode(x)
+    torch.testing.assert_close(z[:, :3], F.conv2d(x, basis * gain, stride=4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(z[:, 3:6], F.conv2d(seen, basis * gain, stride=4), rtol=0, atol=1e-5)
+    assert model.encoder.conv_in.in_channels == 2 * 4  # two views of 2 x 2 pixels
+    blocks = F.unfold(x, 4, stride=4)
+    expected = F.fold(basis.flatten(1).T @ (basis.flatten(1) @ blocks), (64, 64), 4, stride=4)
+    torch.testing.assert_close(model.decode(z), expected, rtol=0, atol=1e-4)
+    with pytest.raises(ParameterError, match="5 cosines of 2 view"):
+        VQGAN(**SMALL, shortcut=5, windows=[(-160.0, 240.0)])
 
 
 def test_wrong_images_and_tables_are_refused():

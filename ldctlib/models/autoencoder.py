@@ -238,19 +238,21 @@ class Autoencoder(nn.Module):
 
 
 def linear_path(
-    size: int, count: int, channels: int, *, instead_of: tuple[nn.Conv2d, nn.Conv2d]
+    size: int, count: int, channels: int, *, instead_of: tuple[nn.Conv2d, nn.Conv2d], views: int = 1
 ) -> tuple[nn.Conv2d, nn.ConvTranspose2d]:
     """Learnable analysis and synthesis of ``size`` x ``size`` blocks by :func:`low_cosines`.
 
-    instead_of : the last layers of encoder and decoder, of which the first ``count`` channels and all begin at zero.
+    instead_of : the last layers of encoder and decoder, of which the first ``views * count`` channels and all begin at
+        zero.
+    views : of one image; each is analysed on its own, and the first comes back in the synthesis.
     """
-    analysis = nn.Conv2d(channels, count, size, stride=size, bias=False)
+    analysis = nn.Conv2d(views * channels, views * count, size, stride=size, groups=views, bias=False)
     synthesis = nn.ConvTranspose2d(count, channels, size, stride=size, bias=False)
     basis, gain = low_cosines(size, count, channels)
     with torch.no_grad():
-        analysis.weight.copy_(basis * gain)
+        analysis.weight.copy_((basis * gain).repeat(views, 1, 1, 1))
         synthesis.weight.copy_(basis / gain)
-        for conv, part in zip(instead_of, (slice(count), slice(None)), strict=True):
+        for conv, part in zip(instead_of, (slice(views * count), slice(None)), strict=True):
             conv.weight[part] = 0
             conv.bias[part] = 0
     return analysis, synthesis

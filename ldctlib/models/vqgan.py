@@ -37,6 +37,9 @@ class VQGAN(nn.Module):
     learned : the codebook is a parameter (VQGAN), instead of frozen (LEDA).
     shortcut : channels of the features with a linear path past the network, as in
         :class:`~ldctlib.models.autoencoder.Autoencoder`: that many lowest cosines of every block. 0 is the paper's.
+    windows : (low, high) in HU: the encoder also sees the image in these, black to white, and the linear path too. Of
+        3000 HU organs are a few hundredths; without a window of their own they meet two or three words. () is the
+        paper's.
     unshuffle : side of a space-to-depth block at the input and depth-to-space at the output; 1 is the paper's.
     num_head_channels : channels of an attention head; None for the published single head.
     norm_groups : groups of every GroupNorm.
@@ -59,6 +62,7 @@ class VQGAN(nn.Module):
         embed_dim: int = 512,
         learned: bool = False,
         shortcut: int = 0,
+        windows: Sequence[Sequence[float]] = (),
         unshuffle: int = 1,
         num_head_channels: int | None = None,
         norm_groups: int = 32,
@@ -68,11 +72,13 @@ class VQGAN(nn.Module):
         if unshuffle < 1:
             raise ParameterError(f"unshuffle is 1 or more, got {unshuffle}")
         self.in_channels, self.unshuffle = in_channels, unshuffle
+        self.windows = [Range(*window, 0.0, 1.0) for window in windows]
+        views = 1 + len(self.windows)
         self.factor = unshuffle * 2 ** (len(channel_mult) - 1)
         self.multiple = self.factor * PYRAMID[0][0]
         widths, none = [width * m for m in channel_mult], [False] * len(channel_mult)
         layout = Layout(widths, none, blocks, num_head_channels, norm_groups, middle=True)
-        self.encoder = Encoder(in_channels * unshuffle**2, z_channels, layout)
+        self.encoder = Encoder(views * in_channels * unshuffle**2, z_channels, layout)
         self.decoder = Decoder(z_channels, in_channels * unshuffle**2, layout)
         self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
@@ -82,10 +88,12 @@ class VQGAN(nn.Module):
                 module.eps = 1e-6
         self.analysis = self.synthesis = None
         if shortcut:
-            if shortcut > min(z_channels, embed_dim):
-                raise ParameterError(f"shortcut={shortcut} cosines do not fit {z_channels} channels and {embed_dim}")
+            if views * shortcut > min(z_channels, embed_dim):
+                given = f"{shortcut} cosines of {views} view(s) of the image"
+                raise ParameterError(f"shortcut: {given} do not fit {z_channels} channels and {embed_dim}")
             last = self.encoder.out[-1], self.decoder.out[-1]
-            self.analysis, self.synthesis = linear_path(self.factor, shortcut, in_channels, instead_of=last)
+            paths = linear_path(self.factor, shortcut, in_channels, instead_of=last, views=views)
+            self.analysis, self.synthesis = paths
             for conv in (self.quant_conv, self.post_quant_conv):
                 nn.init.dirac_(conv.weight)
                 nn.init.zeros_(conv.bias)
@@ -100,7 +108,8 @@ class VQGAN(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.in_channels or any(n % self.factor or not n for n in x.shape[-2:]):
             wanted = f"(B, {self.in_channels}, H, W) with H and W multiples of {self.factor}"
             raise ShapeError(f"this VQGAN takes {wanted}, got {tuple(x.shape)}: crop or pad the image")
-        x = x.to(self.quant_conv.weight.dtype)
+        views = [window.to_model(VQGAN_RANGE.from_model(x)).clamp(0, 1) for window in self.windows]
+        x = torch.cat([x, *views], dim=1).to(self.quant_conv.weight.dtype)
         z = self.encoder(F.pixel_unshuffle(x, self.unshuffle))
         if self.analysis is not None:
             blocks = self.analysis(x)

@@ -8,7 +8,7 @@ weights (``redcnn_start``, ``esaunet_start``) and see the same samples in the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -51,12 +51,17 @@ def perceptual(side: int | None, window: Window | None = None) -> Callable[[Tens
     return distance
 
 
+def perceptual_of(options: Mapping[str, Any]) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+    """:func:`perceptual` of a stage's options ``perceptual_side`` and ``window``, its level and width in HU."""
+    return perceptual(options["perceptual_side"], Window(*options["window"]) if "window" in options else None)
+
+
 # ---------------------------------------------------------------- autoencoders (section 2.1)
 
 
 def start_updates(context: Context):
     """Pixels and features of the image, from continuous features: what all three variants start from."""
-    options, distance = context.stage.options, perceptual(context.stage.options["perceptual_side"])
+    options, distance = context.stage.options, perceptual_of(context.stage.options)
 
     def loss(model: VQGAN, batch: dict[str, Tensor], generator, step: int) -> dict[str, Tensor]:
         x = VQGAN_RANGE.to_model(batch["full_dose_hu"])
@@ -121,7 +126,7 @@ def vqgan_updates(context: Context):
         model.set_codebook(clip.to(context.device).token_table().detach().float())
     if options["begin"]:
         place_codebook(context, clip)
-    distance = perceptual(options["perceptual_side"], Window(*options["window"]) if "window" in options else None)
+    distance = perceptual_of(options)
     start = int(options["discriminator_start"] * context.stage.train.steps)
     settings = {name: options[name] for name in ("recipe", "alpha", "beta", "gamma", "eta") if name in options}
     waiting: list[tuple[Tensor, Tensor]] = []  # images and their reconstructions, for the discriminator's turn
@@ -162,6 +167,7 @@ VOCABULARY: dict[str, Any] = dict(codebook_size=len(TOKENS), embed_dim=128)
 
 SMALL_VQGAN: dict[str, Any] = dict(width=16, channel_mult=[3, 4, 6], z_channels=128, norm_groups=8, unshuffle=2)
 SMALL_VQGAN |= dict(shortcut=32)  # half of the cosines of 8 x 8 pixels: what is linear need not be learnt
+SMALL_VQGAN |= dict(windows=[[SOFT_TISSUE.low, SOFT_TISSUE.high]])
 """8-fold downsampling: 256 x 256 pixels become the published 32 x 32 grid. 26 thousand multiply-adds a pixel in the
 encoder, 61 thousand in the decoder, against 142 and 358 thousand of the published size, for as many more steps."""
 
@@ -179,13 +185,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """The rows of Table 4: VQGAN, + LLM codebook, + semantic loss."""
 
 
+GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=2e-3, discriminator_start=0.25)
+GENTLE |= dict(temperature=0.05, of="any", general=1.0, window=[SOFT_TISSUE.level, SOFT_TISSUE.width])
+
+
 def vqgan_start(profile: str, *, seed: int = 1) -> Recipe:
     """The autoencoder without words, on crops: encoder and decoder are most of the work, and the same for all."""
     train: dict[str, Any] = dict(lr=1e-3, betas=(0.9, 0.99), seed=seed, checkpoint_every=200, clip_norm=1.0)
     data: dict[str, Any] = dict(
         seed=400 + seed, patch=128, anatomies=ANATOMIES, full_dose_noise_sd_hu=FULL_DOSE_NOISE_SD_HU
     )
-    options = dict(eta=5e-4, perceptual_side=64)
+    options: dict[str, Any] = dict(eta=GENTLE["eta"], perceptual_side=64, window=GENTLE["window"])
     if profile == "workshop":
         train |= dict(steps=10, batch_size=2, log_every=5)
         data |= SMALL_BANKS
@@ -253,9 +263,6 @@ def vqgan(profile: str, variant: str, *, seed: int = 1) -> Recipe:
     stages = (Stage("words", TrainConfig(**train), PatchConfig(**data), options, needs, SIDES[False]),)
     return Recipe(networks, stages, vqgan_updates, VQGAN_RANGE, paper="LEDA, section 2.1 and Table 4")
 
-
-GENTLE: dict[str, Any] = dict(gamma=1e-3, eta=2e-3, discriminator_start=0.25)
-GENTLE |= dict(temperature=0.05, of="any", general=1.0, window=[SOFT_TISSUE.level, SOFT_TISSUE.width])
 
 # ---------------------------------------------------------------- denoisers (section 2.2)
 
