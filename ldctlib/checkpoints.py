@@ -172,7 +172,7 @@ def load(path: str | Path, *, map_location: str | torch.device = "cpu") -> Check
 
     Raises :class:`CheckpointError` that says which: missing, truncated, corrupted, of another format, incomplete.
     """
-    path = find(str(path)) if str(path).isidentifier() and not Path(path).exists() else Path(path)
+    path = find(str(path)) if str(path).isidentifier() and not Path(path).is_file() else Path(path)
     tensors, fields = _read_checkpoint(path)
     half = (torch.float16, torch.bfloat16)
     state = {n: t.to(map_location, torch.float32 if t.dtype in half else t.dtype) for n, t in tensors.items()}

@@ -271,6 +271,9 @@ def test_a_shipped_checkpoint_is_loaded_by_its_name(tmp_path, monkeypatch, saved
     assert checkpoints.load("nafnet").path == checkpoints.find("nafnet")
     with pytest.raises(CheckpointError, match="no checkpoint 'nothing_like_it'"):
         checkpoints.load("nothing_like_it")
+    (tmp_path / "nafnet").mkdir()  # such as results by method
+    assert checkpoints.load("nafnet").path == checkpoints.find("nafnet")
+    (tmp_path / "nafnet").rmdir()
     (tmp_path / "nafnet").write_bytes(saved.read_bytes())  # a file of that name goes first
     assert checkpoints.load("nafnet").path == Path("nafnet")
 

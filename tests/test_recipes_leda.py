@@ -124,7 +124,7 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
         loss = (image - x).square().mean() + 0.3 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
         if step >= 1:
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
-        pools = leda.candidates(clip, hu, leda.GENTLE["general"])
+        pools = leda.candidates(clip, hu, leda.word_weights(clip, leda.GENTLE["general"]))
         semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools, temperature=0.05, of="any")
         (loss + 0.3 * (loss / semantic.clamp(min=1.0)).item() * semantic).backward()
         a.step()
@@ -164,7 +164,7 @@ def test_features_begin_where_the_words_are(variant):
         assert made.network.quantiser.scale == leda.LEARNED_UNIT
     else:
         often = (
-            leda.candidates(clip, images, leda.GENTLE["general"]).mean(dim=(0, 1))
+            leda.candidates(clip, images, leda.word_weights(clip, leda.GENTLE["general"])).mean(dim=(0, 1))
             if variant == "semantic"
             else torch.ones(20)
         )
@@ -175,11 +175,11 @@ def test_features_begin_where_the_words_are(variant):
 def test_words_of_every_slice_weigh_less_among_the_candidates():
     clip, images = Clip(), torch.stack([Squares()[n]["full_dose_hu"] for n in range(8)])
     clip.slope[0] = 0.0  # "ct" fits every image best
-    pools = leda.candidates(clip, images, 0.25)
+    pools = leda.candidates(clip, images, leda.word_weights(clip, 0.25))
     assert (pools[..., 0] == 0.25).all()
     assert torch.equal(pools[..., 1:], leda.candidate_pools(clip.similarity(images))[..., 1:].float())
     clip.eligible[1:10] = False
-    assert not leda.candidates(clip, images, 1.0)[..., 1:10].any()
+    assert not leda.candidates(clip, images, leda.word_weights(clip, 1.0))[..., 1:10].any()
 
 
 def test_denoisers_differ_in_their_loss_alone():

@@ -76,6 +76,7 @@ LEARNED_UNIT = 1 / 32
 """Of a learned codebook: CLIP's words are about as long, so that the commitment weighs as much in all variants."""
 
 
+@torch.no_grad()
 def place_codebook(context: Context, clip: Clip | None, images: int = 16) -> None:
     """Begin with features where the words are, or with words where the features of some images are, if learned.
 
@@ -83,32 +84,35 @@ def place_codebook(context: Context, clip: Clip | None, images: int = 16) -> Non
     features there. ``stage.options["stretch"]`` is of :meth:`~ldctlib.models.vqgan.VQGAN.move_features`. A resumed
     training loads its state over this.
     """
-    model, options = context.network, context.stage.options
+    model, options, often = context.network, context.stage.options, None
     x_hu = torch.stack([context.samples[n]["full_dose_hu"] for n in range(images)])
-    with torch.no_grad():
-        if clip is not None:
-            often = None
-            if options["semantic"]:
-                often = candidates(clip, x_hu.to(context.device), options["general"]).mean(dim=(0, 1))
-            model.move_features(model.encode(VQGAN_RANGE.to_model(x_hu)), stretch=options["stretch"], weights=often)
-        else:
-            model.quantiser.scale.fill_(LEARNED_UNIT)
-            z = model.encode(VQGAN_RANGE.to_model(x_hu)).movedim(1, -1).flatten(0, -2)
-            generator = torch.Generator().manual_seed(context.stage.train.seed)
-            codebook = model.quantiser.codebook
-            codebook.copy_(z[torch.randperm(len(z), generator=generator)[: len(codebook)]])
+    if clip is None:
+        model.quantiser.scale.fill_(LEARNED_UNIT)  # of the features, too
+    z = model.encode(VQGAN_RANGE.to_model(x_hu))
+    if clip is None:
+        z = z.movedim(1, -1).flatten(0, -2)
+        generator = torch.Generator().manual_seed(context.stage.train.seed)
+        codebook = model.quantiser.codebook
+        codebook.copy_(z[torch.randperm(len(z), generator=generator)[: len(codebook)]])
+        return
+    if options["semantic"]:
+        pools = candidates(clip, x_hu.to(context.device), word_weights(clip, options["general"]))
+        often = pools.mean(dim=(0, 1))
+    model.move_features(z, stretch=options["stretch"], weights=often)
 
 
 @torch.no_grad()
-def candidates(clip: Clip, images_hu: Tensor, general: float) -> Tensor:
-    """Eq. 1's pools for images, (B, layers, V), of the words that may describe one: each candidate's weight.
+def candidates(clip: Clip, images_hu: Tensor, weights: Tensor) -> Tensor:
+    """Eq. 1's pools for images, (B, layers, V), of the words that may describe one: each candidate's weight."""
+    return weights * candidate_pools(clip.similarity(images_hu).masked_fill(~clip.eligible, -torch.inf))
 
-    general : weight of words that hold for every slice. They are the safest to say, and soon the only ones, with 1.
+
+def word_weights(clip: Clip, general: float) -> Tensor:
+    """(V,) of the candidates: ``general`` for words that hold for every slice, and 1.
+
+    Those are the safest to say, and soon the only ones, with 1.
     """
-    pools = candidate_pools(clip.similarity(images_hu).masked_fill(~clip.eligible, -torch.inf))
-    return pools * pools.new_tensor(
-        [general if word in GENERAL_WORDS else 1.0 for word in clip.words], dtype=torch.float
-    )
+    return torch.tensor([general if word in GENERAL_WORDS else 1.0 for word in clip.words], device=clip.eligible.device)
 
 
 def vqgan_updates(context: Context):
@@ -126,6 +130,7 @@ def vqgan_updates(context: Context):
         model.set_codebook(clip.to(context.device).token_table().detach().float())
     if options["begin"]:
         place_codebook(context, clip)
+    weights = word_weights(clip, options["general"]) if options["semantic"] else None
     distance = perceptual_of(options)
     start = int(options["discriminator_start"] * context.stage.train.steps)
     settings = {name: options[name] for name in ("recipe", "alpha", "beta", "gamma", "eta") if name in options}
@@ -136,7 +141,7 @@ def vqgan_updates(context: Context):
         x = VQGAN_RANGE.to_model(x_hu)
         made, semantic = model(x), None
         if options["semantic"]:
-            words = made.quantised.embeddings, model.quantiser.codebook, candidates(clip, x_hu, options["general"])
+            words = made.quantised.embeddings, model.quantiser.codebook, candidates(clip, x_hu, weights)
             how = {name: options[name] for name in ("temperature", "of") if name in options}
             semantic = semantic_loss(*words, **how)
         total = VQGANLoss(partial(distance, generator=generator), discriminator_start=start, **settings)
