@@ -124,9 +124,9 @@ def test_the_updates_equal_a_plain_loop_with_two_optimisers():
         loss = (image - x).square().mean() + 0.3 * quantised.commitment + leda.GENTLE["eta"] * (image - x).abs().mean()
         if step >= 1:
             loss = loss - leda.GENTLE["gamma"] * judge(image).mean()
-        pools = leda.candidates(clip, hu, leda.word_weights(clip, leda.GENTLE["general"]))
+        pools = leda.candidates(clip, hu)
         semantic = leda.semantic_loss(quantised.embeddings, clip.table, pools, temperature=0.05, of="any")
-        (loss + 0.3 * (loss / semantic.clamp(min=1.0)).item() * semantic).backward()
+        (loss + leda.GENTLE["alpha"] * (loss / semantic.clamp(min=1.0)).item() * semantic).backward()
         a.step()
         for network in plain.values():
             network.zero_grad()
@@ -163,23 +163,17 @@ def test_features_begin_where_the_words_are(variant):
         assert all((z == word).all(dim=1).any() for word in codebook)
         assert made.network.quantiser.scale == leda.LEARNED_UNIT
     else:
-        often = (
-            leda.candidates(clip, images, leda.word_weights(clip, leda.GENTLE["general"])).mean(dim=(0, 1))
-            if variant == "semantic"
-            else torch.ones(20)
-        )
+        pools = leda.candidates(clip, images) if variant == "semantic" else torch.ones(1, 1, 20)
+        often = pools.float().mean(dim=(0, 1))
         torch.testing.assert_close(z.mean(dim=0), often @ codebook / often.sum(), rtol=0, atol=2e-3)  # of words of 0.35
     assert len(made.network.quantise(VQGAN_RANGE.to_model(images)).indices[-1].unique()) > 5
 
 
-def test_words_of_every_slice_weigh_less_among_the_candidates():
+def test_candidates_are_words_that_may_describe_an_image():
     clip, images = Clip(), torch.stack([Squares()[n]["full_dose_hu"] for n in range(8)])
-    clip.slope[0] = 0.0  # "ct" fits every image best
-    pools = leda.candidates(clip, images, leda.word_weights(clip, 0.25))
-    assert (pools[..., 0] == 0.25).all()
-    assert torch.equal(pools[..., 1:], leda.candidate_pools(clip.similarity(images))[..., 1:].float())
+    assert torch.equal(leda.candidates(clip, images), leda.candidate_pools(clip.similarity(images)))
     clip.eligible[1:10] = False
-    assert not leda.candidates(clip, images, leda.word_weights(clip, 1.0))[..., 1:10].any()
+    assert not leda.candidates(clip, images)[..., 1:10].any()
 
 
 def test_denoisers_differ_in_their_loss_alone():

@@ -121,7 +121,7 @@ def test_gradients_have_the_loss_s_sign_and_unit_size():
 
 def test_the_explorer_redraws_for_a_view_and_its_layers():
     views = {"dark": (torch.full((64, 64), -200.0), ALL), "bright": (torch.full((64, 64), 300.0), ALL[:4])}
-    panel = nb04.words_explorer(views, GRID, wrong=["mediastinum"])
+    panel = nb04.words_explorer(views, GRID, wrong={"dark": ["mediastinum"]})
     assert panel.controls["view"].value == "bright"
     first = panel.image.value
     panel.controls["layers"].value = (2,)  # of which the bright view has none
@@ -129,5 +129,7 @@ def test_the_explorer_redraws_for_a_view_and_its_layers():
     panel.controls["view"].value = "dark"
     assert len({first, second, panel.image.value}) == 3
     assert len(written(panel.figure())) == 4 and len(written(panel.figure("dark", (2,)))) == 64
+    marked = {view: "known not to apply" in str([t.get_text() for t in panel.figure(view).texts]) for view in views}
+    assert marked == {"dark": True, "bright": False}
     with pytest.raises(ParameterError, match="needs a view"):
         nb04.words_explorer({}, GRID)

@@ -146,11 +146,12 @@ def words_explorer(
     grid: tuple[int, int],
     *,
     window: Window = SOFT_TISSUE,
-    wrong: Collection[str] = (),
+    wrong: Mapping[str, Collection[str]] | None = None,
 ) -> Panel:
     """Choose a view, which is a name -> (image, its words), and the layers whose words are written on it.
 
-    grid, window, wrong : as in :func:`words_on_image`, for all views. The static figure is of the last view.
+    grid, window : as in :func:`words_on_image`, for all views. The static figure is of the last view.
+    wrong : a view's name -> words that are known not to apply to it
     """
     import ipywidgets as w
 
@@ -161,10 +162,10 @@ def words_explorer(
         "layers": w.ToggleButtons(options=[("1", (1,)), ("2", (2,)), ("1 and 2", (1, 2))], description="layers"),
     }
 
-    def figure(view: str | None = None, layers: Collection[int] = (1, 2)) -> Figure:
-        image, words = views[list(views)[-1] if view is None else view]
+    def figure(view: str = list(views)[-1], layers: Collection[int] = (1, 2)) -> Figure:
+        image, words = views[view]
         chosen = [word for word in words if word[0] in layers]
-        return words_on_image(image, chosen, grid, window=window, wrong=wrong)
+        return words_on_image(image, chosen, grid, window=window, wrong=(wrong or {}).get(view, ()))
 
     def render(view: str, layers: Collection[int]) -> np.ndarray:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
