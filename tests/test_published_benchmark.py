@@ -10,22 +10,12 @@ from torch import nn
 
 from ldctlib import checkpoints, methods
 from ldctlib.errors import CheckpointError, ParameterError
-from ldctlib.methods import registry, regression
 from ldctlib.models.qae import QAE
 from ldctlib.models.redcnn import REDCNN
 from ldctlib.models.wgan_vgg import WGANVGG
 from ldctlib.pipelines import published_benchmark
 from ldctlib.pipelines.published_benchmark import normalised, published_network
 from ldctlib.units import Range
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """The methods whose own weights do not ship yet."""
-    for name in ("qae", "dugan"):
-        method = registry._trained(name, name, "regression", "-", 1, regression.network)
-        monkeypatch.setitem(registry.METHODS, name, method)
-
 
 NETWORKS = {
     "redcnn": lambda: REDCNN(final_relu=False),

@@ -14,7 +14,7 @@ from ldctlib import checkpoints, recipes
 from ldctlib.data.patches import PatchConfig
 from ldctlib.errors import CheckpointError, LdctError, ParameterError
 from ldctlib.losses.regression import weighted_mse
-from ldctlib.recipes import Network, Recipe, Stage, leda, regression, running
+from ldctlib.recipes import Network, Recipe, Stage, regression, running
 from ldctlib.training import Optimizer, TrainConfig, Update
 
 PATCHES = PatchConfig(seed=1, patch=32, size=96, n_slices=4, n_photographs=2, n_noises=2)
@@ -121,11 +121,7 @@ def test_published_numbers_of_man():
         assert stage.epochs == 600 and stage.data.patch == 512
 
 
-TRAINED = ("redcnn_mse", "redcnn_perceptual")  # of LEDA's
-NOT_YET = ("qae", "dugan", *(n for n in leda.RECIPES if not n.endswith("_start") and n not in TRAINED))
-"""Recipes whose training is still to come."""
 NOT_SHIPPED = ("tiny", "man_start", "vqgan_start", "redcnn_start", "esaunet_start", "wgan_vgg_redcnn", "dugan_redcnn")
-NOT_SHIPPED += NOT_YET
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in NOT_SHIPPED])

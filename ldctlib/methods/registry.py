@@ -117,7 +117,14 @@ def _losses(model: str, title: str, rows: dict[str, str]) -> list[Method]:
 
 
 BM3D = "package bm3d; noise from the image"
-LEDA_LOSSES = {"mse": "MSE", "perceptual": "MSE + perceptual"}
+LEDA_LOSSES = {"mse": "MSE", "perceptual": "MSE + perceptual", "leda": "MSE + LEDA"}
+LEDA_PARTS = {
+    "leda_c": "MSE + LEDA-C",
+    "leda_d": "MSE + LEDA-D",
+    "leda_vocabulary": "LEDA, no semantic loss",
+    "leda_learned": "LEDA, learned codebook",
+}
+ADVERSARIAL = "adversarial regression"
 ROUND_TRIP = ("autoencoder", "MAN, section 2.1", 1, diffusion.round_trip)
 
 METHODS: dict[str, Method] = {
@@ -131,8 +138,11 @@ METHODS: dict[str, Method] = {
         Method("dip", "Deep image prior", "optimisation", "Ulyanov et al. 2018", "fitted to the image", 3000, dip.dip),
         _trained("redcnn", "RED-CNN", "regression", "Chen et al. 2017", 1, regression.network),
         _trained("nafnet", "NAFNet", "regression", "Chen et al. 2022", 1, regression.network),
-        _trained("wgan_vgg", "WGAN-VGG", "adversarial regression", "Yang et al. 2018", 1, regression.network),
-        *_losses("redcnn", "RED-CNN", LEDA_LOSSES),
+        _trained("wgan_vgg", "WGAN-VGG", ADVERSARIAL, "Yang et al. 2018", 1, regression.network),
+        _trained("dugan", "DU-GAN", ADVERSARIAL, "Huang et al. 2022", 1, regression.network),
+        _trained("qae", "Q-AE", "regression", "Fan et al. 2020", 1, regression.network),
+        *_losses("redcnn", "RED-CNN", LEDA_LOSSES | LEDA_PARTS),
+        *_losses("esaunet", "ESAU-Net", LEDA_LOSSES),
         _trained("round_trip", "D(E(low dose))", *ROUND_TRIP, checkpoint="autoencoder_perceptual"),
         replace(
             _trained("round_trip_full", "D(E(full dose))", *ROUND_TRIP, checkpoint="autoencoder_perceptual"),

@@ -46,7 +46,7 @@ def qae(profile: str) -> Recipe:
         rates: list[dict[str, Any]] = [dict(steps=12_800, lr=4e-4), dict(steps=12_800, lr=2e-4)]
         data: dict[str, Any] = dict(patch=64)
     else:
-        steps, warmup, log_every, banks = (20, 5, 5, SMALL_BANKS) if profile == "workshop" else (3_500, 100, 100, BANKS)
+        steps, warmup, log_every, banks = (20, 5, 5, SMALL_BANKS) if profile == "workshop" else (2_000, 100, 100, BANKS)
         train = dict(steps=steps, batch_size=8, log_every=log_every, lr=5e-4, betas=(0.9, 0.99), clip_norm=0.5)
         rates = [dict(warmup_steps=warmup, schedule="constant"), {}]
         data = dict(patch=48, **banks)
