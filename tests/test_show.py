@@ -400,3 +400,8 @@ def test_a_table_has_every_method_of_a_group_and_the_interval_of_its_gain():
     assert chosen.better == {"S": "high"}
     with pytest.raises(ParameterError, match="no result of 'sr8'"):
         benchmark_table(result, "sr8", 0.25)
+    two = [row | dict(reference=kind, psnr=row["psnr"] + d) for row in rows for kind, d in (("a", 0), ("b", 5))]
+    twice = BenchmarkResult(pd.DataFrame(two), SOFT_TISSUE, "pseudo_inverse", ["psnr"])
+    assert benchmark_table(twice, "sr4, soft", 0.25, reference="b").rows[1]["PSNR (dB)"] == pytest.approx(30.5)
+    with pytest.raises(ParameterError, match="there is a, b"):
+        benchmark_table(twice, "sr4, soft", 0.25)

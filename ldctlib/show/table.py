@@ -78,20 +78,26 @@ def benchmark_table(
     *,
     names: Mapping[str, str] | None = None,
     gain: str = "psnr",
+    reference: str | None = None,
 ) -> Table:
     """Means of every method in one group and dose of a benchmark, and the 95 % interval of what one metric gains.
 
     titles : metric -> heading, for the metrics to show; by default all, under their labels.
     names : method -> its name in the table, for the methods to show; by default all.
     gain : the metric of the last column, the difference to ``result.baseline``.
+    reference : "truth" or "full dose", where the group was measured against both.
 
-    Raises ParameterError where there is no such group.
+    Raises ParameterError where there is no such group, and where it has two references and none is named.
     """
     from ldctlib.benchmark.measures import METRICS
 
     chosen = [s for s in result.scores() if s.group == group and (s.dose == dose or math.isnan(s.dose + dose))]
+    kinds = {s.reference for s in chosen}
+    if reference is not None or len(kinds) > 1:
+        chosen = [s for s in chosen if s.reference == reference]
     if not chosen:
-        raise ParameterError(f"no result of '{group}' at dose {dose:g}")
+        against = f" against {reference!r}: there is {', '.join(sorted(kinds))}" if kinds else ""
+        raise ParameterError(f"no result of '{group}' at dose {dose:g}{against}")
     titles = {m: METRICS[m].label for m in result.metrics} if titles is None else titles
     names = {s.method: s.method for s in chosen} if names is None else names
     lines: dict[str, dict] = {method: {"method": name} for method, name in names.items()}
