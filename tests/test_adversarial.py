@@ -187,6 +187,10 @@ def test_qae_s_layers_see_nothing_beyond_its_limits():
     torch.testing.assert_close(bounded(0.1 * x), model(0.1 * x), rtol=0, atol=1e-6)
     inside = x.clamp(-0.5, 1.0)
     torch.testing.assert_close(bounded(x), model(inside) + (x - inside))
+    for weights in bounded.parameters():
+        torch.nn.init.constant_(weights, 1.0)  # explodes
+    x = torch.linspace(-3, 3, 64, dtype=torch.float64).view(1, 1, 8, 8)
+    torch.testing.assert_close(bounded(x), x + 1.5 / 4)
     for limits in ((1.0, -1.0), (0.0, 0.0), (1.0,)):
         with pytest.raises(ParameterError, match="limits are the lowest"):
             QAE(limits=limits)

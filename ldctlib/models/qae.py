@@ -48,9 +48,10 @@ class QAE(nn.Module):
     ``encoder.N.W_r`` and so on as in the benchmark suite's weights. Raises :class:`~ldctlib.errors.ShapeError` for an
     input that is not (B, 1, H, W) or too small.
 
-    limits : lowest and highest value that the layers see; what lies beyond is added to the output as it is. None is the
-        paper's. Ten squares in a row make the output a polynomial of degree 1,024: a pixel of air that noise has taken
-        a little below all that was seen in training came out as 1e14.
+    limits : lowest and highest value that the layers see; what lies beyond is added to the output as it is, and the
+        output is held within a quarter of their distance from the input. None is the paper's. Ten squares in a row make
+        the output a polynomial of degree 1,024: a pixel of air that noise has taken a little below all that was seen in
+        training came out as 1e14, and some of a real sharp scan came out far beyond bone.
     """
 
     min_size = 3
@@ -69,7 +70,7 @@ class QAE(nn.Module):
         if x.ndim != 4 or x.shape[1] != 1 or min(x.shape[-2:]) < self.min_size:
             raise ShapeError(f"Q-AE takes (B, 1, H, W) of at least 3 pixels a side, got {tuple(x.shape)}")
         y = x if self.limits is None else x.clamp(*self.limits)
-        beyond, shortcuts = x - y, []
+        shortcuts = []
         for layer in self.encoder:
             shortcuts.append(y)
             y = F.relu(layer(y))
@@ -78,7 +79,10 @@ class QAE(nn.Module):
             if i % 2 == 0:
                 y = y + shortcuts[4 - i]
             y = F.relu(y) if i < 4 else y
-        return y if self.limits is None else y + beyond
+        if self.limits is None:
+            return y
+        most = (self.limits[1] - self.limits[0]) / 4
+        return x + (y - shortcuts[0]).clamp(-most, most)
 
     @torch.no_grad()
     def start_as_identity(self) -> QAE:
