@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldctlib.errors import ParameterError, ShapeError
-from ldctlib.metrics.words import Said, auc, said, word_aucs
+from ldctlib.metrics.words import Said, auc, said, said_of_images, word_aucs
 
 
 def test_auc_counts_pairs():
@@ -43,3 +43,11 @@ def test_precision_and_recall():
     assert math.isnan(said([], truth, {}).precision) and math.isnan(said([], truth, {}).recall)
     with pytest.raises(ParameterError, match="bone"):
         said([], truth, {"bone": ("bone",)})
+
+
+def test_words_of_images_are_counted_with_their_own_truth():
+    things = {"liver": ("liver", "hepatic"), "spleen": ("spleen",)}
+    truths = [{"liver": 1, "hepatic": 1, "spleen": 0, "ct": 1}, {"liver": 0, "hepatic": 0, "spleen": 1, "ct": 1}]
+    every, naming = said_of_images([["liver", "ct", "spleen"], ["liver", "ct"]], truths, things)
+    assert every == Said(right=3, wrong=2, named=1, present=2)
+    assert naming == Said(right=1, wrong=2, named=1, present=2)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
+from ldctlib.data.captions import DrawnSlice
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.phantom.organs import ID
 from ldctlib.show.notebooks import nb04
 from ldctlib.units import SOFT_TISSUE
 
@@ -133,3 +135,14 @@ def test_the_explorer_redraws_for_a_view_and_its_layers():
     assert marked == {"dark": True, "bright": False}
     with pytest.raises(ParameterError, match="needs a view"):
         nb04.words_explorer({}, GRID)
+
+
+@pytest.mark.parametrize(("size", "grid"), [(256, (32, 32)), (384, (48, 48))])
+def test_organs_are_looked_for_under_their_words(size, grid):
+    labels = np.zeros((size, size), np.uint8)
+    labels[32:64, 64:96] = ID["liver"]  # the second row's third block of layer 2
+    drawn = DrawnSlice(np.zeros_like(labels, np.int16), labels, 0.8, "abdomen", "arterial", 0)
+    said = [(2, 7, 11, "liver"), (2, 7, 15, "hepatic"), (2, 3, 3, "spleen"), (2, 3, 7, "fat"), (1, 7, 7, "liver")]
+    assert nb04.organs_under_words(said, grid, drawn) == (1, 2)
+    assert nb04.organs_under_words(said, grid, drawn, shift=-1) == (1, 2)  # now the second word's
+    assert nb04.organs_under_words(said, grid, drawn, shift=3) == (0, 2)

@@ -69,6 +69,12 @@ FINDING_WORDS: dict[str, tuple[str, ...]] = {
     for word in words.split()
 }
 
+NAMING_WORDS = ORGAN_WORDS | FINDING_WORDS
+THINGS: dict[tuple[str, ...], tuple[str, ...]] = {
+    labels: tuple(word for word, own in NAMING_WORDS.items() if own == labels) for labels in NAMING_WORDS.values()
+}
+"""An organ's or finding's labels -> the words that name it."""
+
 ABDOMEN_WORDS = tuple("abdomen abdominal belly waist digestive gastrointestinal peritoneal lumbar".split())
 CHEST_WORDS = tuple("chest thorax thoracic respiratory breathing".split())
 ENHANCED_WORDS = tuple("contrast enhanced enhancement iodine injected".split())

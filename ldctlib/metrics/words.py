@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class Said:
         return Said(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
-def said(words: Sequence[str], truth: Mapping[str, int], things: Mapping[str, Sequence[str]]) -> Said:
+def said(words: Sequence[str], truth: Mapping[str, int], things: Mapping[Any, Sequence[str]]) -> Said:
     """Count the words that were said of an image.
 
     words : said, with repetitions. truth : word -> 1 holds, 0 does not, -1 unknown; words that it lacks are wrong.
@@ -88,3 +89,16 @@ def said(words: Sequence[str], truth: Mapping[str, int], things: Mapping[str, Se
     present = [group for group in things.values() if any(truth[w] == 1 for w in group)]
     named = sum(any(w in spoken and truth[w] == 1 for w in group) for group in present)
     return Said(values.count(1), values.count(0), named, len(present))
+
+
+def said_of_images(
+    words: Iterable[Sequence[str]], truths: Iterable[Mapping[str, int]], things: Mapping[Any, Sequence[str]]
+) -> tuple[Said, Said]:
+    """:func:`said` summed over images, which have each their words and truth: of all words, and of those that name a
+    thing alone."""
+    every = naming = Said(0, 0, 0, 0)
+    names = {word for group in things.values() for word in group}
+    for own, truth in zip(words, truths, strict=True):
+        every += said(own, truth, things)
+        naming += said([word for word in own if word in names], truth, things)
+    return every, naming

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +92,15 @@ def benchmark_table(
     """
     from ldctlib.benchmark.measures import METRICS
 
-    chosen = [s for s in result.scores() if s.group == group and (s.dose == dose or math.isnan(s.dose + dose))]
-    kinds = {s.reference for s in chosen}
+    table = result.table
+    table = table[(table.group == group) & ((table.dose == dose) | (table.dose + dose).isna())]
+    kinds = sorted(table.reference.unique())
     if reference is not None or len(kinds) > 1:
-        chosen = [s for s in chosen if s.reference == reference]
-    if not chosen:
-        against = f" against {reference!r}: there is {', '.join(sorted(kinds))}" if kinds else ""
+        table = table[table.reference == reference]
+    if table.empty:
+        against = f" against {reference!r}: there is {', '.join(kinds)}" if kinds else ""
         raise ParameterError(f"no result of '{group}' at dose {dose:g}{against}")
+    chosen = replace(result, table=table).scores()
     titles = {m: METRICS[m].label for m in result.metrics} if titles is None else titles
     names = {s.method: s.method for s in chosen} if names is None else names
     lines: dict[str, dict] = {method: {"method": name} for method, name in names.items()}

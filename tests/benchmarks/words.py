@@ -16,7 +16,7 @@ import torch
 from ldctlib import checkpoints
 from ldctlib.data import vocabulary as v
 from ldctlib.data.captions import INDEX, PRESENT_MM2, DrawnSlice, Facts, captioned_slices, word_truth
-from ldctlib.metrics.words import Said, said, word_aucs
+from ldctlib.metrics.words import said_of_images, word_aucs
 from ldctlib.pipelines.words import words
 
 SEGMENTATION_WORDS: dict[str, tuple[int, ...]] = {
@@ -45,9 +45,6 @@ SEGMENTATION_WORDS: dict[str, tuple[int, ...]] = {
     "humerus": (69, 70),
 }
 """Word -> classes of TotalSegmentator's 117 that make it true; its synonyms are those with the same phantom labels."""
-
-GROUPS = v.ORGAN_WORDS | v.FINDING_WORDS
-FIRST = {labels: word for word, labels in reversed(GROUPS.items())}
 
 
 def phantom_set(patients: int, first: int, size: int = 320) -> tuple[torch.Tensor, np.ndarray, list[DrawnSlice]]:
@@ -93,21 +90,17 @@ def similarities(clip, images: torch.Tensor) -> np.ndarray:
 def report(name: str, clip, images: torch.Tensor, truth: np.ndarray, least: int) -> None:
     scores = similarities(clip, images)
     found = word_aucs(scores, truth, v.WORDS, least=least)
-    told = [w for w in found if w.word in v.ORGAN_WORDS or w.word in v.FINDING_WORDS]
+    told = [w for w in found if w.word in v.NAMING_WORDS]
     print(f"\n**{name}: {len(images)} slices; one word of each kind**\n\n| word | AUC | true | false |")
     print("| --- | --- | --- | --- |")
-    one = [w for w in told if FIRST[GROUPS[w.word]] == w.word]
+    one = [w for w in told if v.THINGS[v.NAMING_WORDS[w.word]][0] == w.word]
     for w in sorted(one, key=lambda w: -w.auc):
         print(f"| {w.word} | {w.auc:.3f} | {w.n_true} | {w.n_false} |")
     mean = {kind: np.mean([w.auc for w in of]) for kind, of in (("one of each kind", one), ("all", told)) if of}
     print("\nmean AUC of organs and findings: " + ", ".join(f"{k} {m:.3f}" for k, m in mean.items()))
-    index = [i for i, w in enumerate(v.WORDS) if w in GROUPS]
+    index = [i for i, w in enumerate(v.WORDS) if w in v.NAMING_WORDS]
     per_image = [word_aucs(scores[i, index, None], truth[i, index, None], ["-"], least=1) for i in range(len(images))]
     print(f"within an image, over its words: {np.mean([a[0].auc for a in per_image if a]):.3f}")
-
-
-THINGS = {first: [w for w, o in GROUPS.items() if o == organs] for organs, first in FIRST.items()}
-"""Organ or finding -> the words that name it."""
 
 
 def precision(name: str, clip, autoencoders: dict, images: torch.Tensor, truth: np.ndarray) -> None:
@@ -131,10 +124,7 @@ def precision(name: str, clip, autoencoders: dict, images: torch.Tensor, truth: 
     print("| words of | right (%) | of organs and findings: right (%) | named of those present (%) | different words |")
     print("| --- | --- | --- | --- | --- |")
     for label, all_words in lines.items():
-        every, organs = Said(0, 0, 0, 0), Said(0, 0, 0, 0)
-        for image, holds in zip(all_words, truths, strict=True):
-            every += said(image, holds, THINGS)
-            organs += said([w for w in image if w in GROUPS], holds, THINGS)
+        every, organs = said_of_images(all_words, truths, v.THINGS)
         different = len({w for image in all_words for w in image})
         print(
             f"| {label} | {100 * every.precision:.0f} | {100 * organs.precision:.0f} | {100 * organs.recall:.0f} | "

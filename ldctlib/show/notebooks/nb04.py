@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldctlib.data.captions import INDEX, DrawnSlice, Facts, word_truth
+from ldctlib.data.vocabulary import ORGAN_WORDS
 from ldctlib.errors import ParameterError
 from ldctlib.models.pyramid_quantiser import PYRAMID, positions
 from ldctlib.show.diagrams import diagram
@@ -139,6 +141,28 @@ def words_on_image(
         figure.text((0.1 + 1.2 * place) / width, 0.09 / (height + 0.3), name, color=colour, fontsize=9)
     figure.text(1 - 0.1 / width, 0.09 / (height + 0.3), f"window {window}", fontsize=9, ha="right")
     return figure
+
+
+def organs_under_words(
+    words: Sequence[tuple[int, int, int, str]], grid: tuple[int, int], drawn: DrawnSlice, shift: int = 0
+) -> tuple[int, int]:
+    """Of layer 2's words that name an organ of the slice: how many have it in their block, and how many there are.
+
+    words, grid : as in :func:`words_on_image`
+    shift : blocks further, line by line and round the slice, that are looked at instead: a control
+    """
+    facts, side = Facts(drawn.anatomy, drawn.phase, 0.0), _block(2)
+    rows, columns = (n // side for n in grid)
+    height, width = (n // count for n, count in zip(drawn.labels.shape, (rows, columns), strict=True))
+    whole = word_truth(drawn.labels, drawn.pixel_mm, facts)
+    hits = count = 0
+    for layer, row, column, word in words:
+        if layer == 2 and word in ORGAN_WORDS and whole[INDEX[word]] == 1:
+            i, j = divmod((row // side * columns + column // side + shift) % (rows * columns), columns)
+            block = drawn.labels[i * height : (i + 1) * height, j * width : (j + 1) * width]
+            hits += int(word_truth(block, drawn.pixel_mm, facts)[INDEX[word]] != 0)
+            count += 1
+    return hits, count
 
 
 def words_explorer(
