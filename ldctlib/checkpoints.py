@@ -35,6 +35,7 @@ MODELS: dict[str, str] = {
     "unet": "ldctlib.models.unet:UNet",
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
+    "noise_autoencoder": "ldctlib.models.noise_autoencoder:NoiseAutoencoder",
     "clip": "ldctlib.models.clip:Clip",
     "vqgan": "ldctlib.models.vqgan:VQGAN",
     "patchgan": "ldctlib.models.patchgan:PatchGAN",

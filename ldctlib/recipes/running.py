@@ -17,7 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import adversarial, clip, ddnm, diffusion, dndp, leda, man, regression
+from ldctlib.recipes import adversarial, clip, ddnm, diffusion, dndp, leda, man, na_diff, regression
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -39,6 +39,7 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "prior_mr": ddnm.PRIOR_MR,
     "clip": clip.CLIP,
     **leda.RECIPES,
+    "na_autoencoder": na_diff.NA_AUTOENCODER,
     "qae": adversarial.QAE,
     "wgan_vgg": adversarial.WGAN_VGG,
     "wgan_vgg_redcnn": adversarial.WGAN_VGG_REDCNN,

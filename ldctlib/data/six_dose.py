@@ -1,0 +1,162 @@
+"""SDCT, NA-Diff's six-dose CT (section 3.3), of phantoms: slices with organ labels, their noise at full dose, and six
+doses that scale it.
+
+One scan is simulated a slice, and other doses scale its noise: with a noise-free reference Var(d) = Var(1) / d. Every
+sample is a function of (seed, n) alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ldctlib.ct.dose import Scanner, noise_only
+from ldctlib.ct.geometry import ParallelGeometry
+from ldctlib.ct.kernels import edge_blur_px
+from ldctlib.ct.projector import projector
+from ldctlib.data.banks import random_kernel
+from ldctlib.data.collection import Collection
+from ldctlib.data.natural import random_hu
+from ldctlib.data.patches import ENDLESS, crops
+from ldctlib.errors import ParameterError
+from ldctlib.image import gaussian_blur
+from ldctlib.phantom.patient import Patient
+from ldctlib.units import hu_to_mu
+
+DOSES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Of the paper's six-dose set, as fractions of full dose."""
+
+PIXELS_MM = (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
+"""Pixel sizes of 256 x 256 images: a few values, so that the projectors stay cached."""
+
+SIMULATED_DOSE = 0.25
+
+
+class Scanned(NamedTuple):
+    """A slice as a scanner shows it without noise, and its noise at full dose; both float16 (H, W) in HU."""
+
+    clean_hu: np.ndarray
+    noise_hu: np.ndarray
+    labels: np.ndarray  # uint8 (H, W), ids as in phantom.organs.ORGANS
+    pixel_mm: float
+    patient: int
+
+
+def scanned_slices(
+    rng: np.random.Generator,
+    count: int,
+    *,
+    size: int = 256,
+    anatomies=("abdomen",),
+    sd_hu: tuple[float, float] = (6.0, 16.0),
+    a_patient: int = 8,
+) -> list[Scanned]:
+    """``count`` slices of random patients, scanned at a quarter of the dose.
+
+    The kernel is drawn for each patient, and so is the full-dose noise near the axis, log-uniform in ``sd_hu``.
+    """
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    yy, xx = np.mgrid[:size, :size] - (size - 1) / 2
+    centre = np.hypot(yy, xx) < 0.15 * size
+    out: list[Scanned] = []
+    for i in range(count):
+        if i % a_patient == 0:
+            anatomy = anatomies[i // a_patient % len(anatomies)]
+            patient = Patient.random(int(rng.integers(2**31)), anatomy=anatomy)
+            low, high = patient.z_range_mm
+            field = patient.body.field_of_view_mm * 256 / size
+            pixel_mm = min((p for p in PIXELS_MM if 256 * p >= field), default=PIXELS_MM[-1]) * 256 / size
+            kernel, sd = random_kernel(rng), float(np.exp(rng.uniform(*np.log(sd_hu))))
+            geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=1.0, n_views=400)
+            scanner = Scanner(
+                float(np.exp(rng.uniform(np.log(1e5), np.log(2e6)))),
+                bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
+                modulation=float(rng.uniform(0, 0.5)),
+            )
+        thickness = float(rng.choice((1.0, 1.0, 3.0)))
+        drawn = patient.slice(rng.uniform(low + 3, high - 3), size=size, pixel_mm=pixel_mm, thickness_mm=thickness)
+        lines = projector(geometry).A(hu_to_mu(drawn.hu)).clamp(min=0)
+        noise = noise_only(lines, geometry, scanner, SIMULATED_DOSE, kernel=kernel, generator=generator)[0, 0].numpy()
+        noise *= sd / max(float(noise[centre].std()), 1e-6)
+        blur = edge_blur_px(kernel, pixel_mm)
+        clean = gaussian_blur(drawn.hu, blur) if blur > 0.15 else drawn.hu
+        images = (clean[0, 0].numpy().astype(np.float16), np.clip(noise, -500, 500).astype(np.float16))
+        out.append(Scanned(*images, drawn.labels[0, 0].numpy(), pixel_mm, patient.seed))
+    return out
+
+
+@dataclass(frozen=True)
+class SixDoseConfig:
+    """What is drawn for every image."""
+
+    seed: int = 0
+    size: int = 256
+    patch: int | None = None  # pixels a side of a crop; None: whole slices
+    n_slices: int = 256  # in the bank
+    n_photographs: int = 96
+    refresh: int = 12_800  # samples between two drawings of the bank
+    photograph_share: float = 0.0  # of crops of photographs with a slice's noise
+    doses: tuple[float, ...] = DOSES
+    sd_hu: tuple[float, float] = (6.0, 16.0)  # of full-dose noise near the axis
+    anatomies: tuple[str, ...] = ("abdomen",)
+
+    def __post_init__(self):
+        if self.photograph_share and self.patch is None:
+            raise ParameterError("photographs are cut to crops: give patch")
+
+    embedded = "phantom slices at six doses, and scikit-image's photographs with their noise"
+
+    def open(self, collection: Collection | None = None) -> SixDoseSlices:
+        """The stream of phantoms. Pairs of scans go through ``ct.dose_scaling`` first."""
+        if collection is not None:
+            raise ParameterError("six doses with organ labels are made of phantoms: this training takes no folder")
+        return SixDoseSlices(self)
+
+    def tiny(self, multiple: int = 1) -> SixDoseConfig:
+        """Few small slices that are drawn at once, to see that a training starts."""
+        size = max(64, multiple)
+        return replace(self, size=size, patch=None, photograph_share=0.0, n_slices=4, n_photographs=1)
+
+
+class SixDoseSlices(Dataset):
+    """``dataset[n]`` -> {"image_hu", "clean_hu" (1, S, S) float32 in HU, "dose" scalar}: an endless stream."""
+
+    def __init__(self, config: SixDoseConfig = SixDoseConfig()):
+        self.config, self._generation = config, None
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def _bank(self, n: int) -> None:
+        c = self.config
+        if n // c.refresh == self._generation:
+            return
+        self._generation = n // c.refresh
+        rng = np.random.default_rng([c.seed, 0xBA2D, self._generation])
+        how = dict(size=c.size, anatomies=c.anatomies, sd_hu=c.sd_hu)
+        self._slices = scanned_slices(rng, c.n_slices, **how)
+        side, count = c.patch or 0, c.n_photographs if c.photograph_share else 0
+        self._photographs = [random_hu(rng, min_size=max(128, side)).astype(np.float16) for _ in range(count)]
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        self._bank(n)
+        c = self.config
+        rng = np.random.default_rng([c.seed, 0x5A3F, n])
+        drawn = self._slices[rng.integers(len(self._slices))]
+        images = [drawn.clean_hu, drawn.noise_hu]
+        if c.patch is not None:
+            images = crops(images, c.patch, rng)
+            if rng.random() < c.photograph_share:
+                images[0] = crops([self._photographs[rng.integers(len(self._photographs))]], c.patch, rng)[0]
+        clean, noise = (np.asarray(image, np.float32) for image in images)
+        dose = float(c.doses[rng.integers(len(c.doses))])
+        return {
+            "image_hu": torch.from_numpy(clean + noise / sqrt(dose))[None],
+            "clean_hu": torch.from_numpy(clean)[None],
+            "dose": torch.tensor(dose),
+        }
