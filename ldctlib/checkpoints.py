@@ -36,6 +36,7 @@ MODELS: dict[str, str] = {
     "conditioned_unet": "ldctlib.models.conditioned_unet:ConditionedUNet",
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
     "clip": "ldctlib.models.clip:Clip",
+    "dit": "ldctlib.models.dit:DiT",
     "vqgan": "ldctlib.models.vqgan:VQGAN",
     "patchgan": "ldctlib.models.patchgan:PatchGAN",
     "qae": "ldctlib.models.qae:QAE",
