@@ -37,6 +37,7 @@ MODELS: dict[str, str] = {
     "autoencoder": "ldctlib.models.autoencoder:Autoencoder",
     "noise_autoencoder": "ldctlib.models.noise_autoencoder:NoiseAutoencoder",
     "clip": "ldctlib.models.clip:Clip",
+    "dit": "ldctlib.models.dit:DiT",
     "vqgan": "ldctlib.models.vqgan:VQGAN",
     "patchgan": "ldctlib.models.patchgan:PatchGAN",
     "qae": "ldctlib.models.qae:QAE",
