@@ -18,7 +18,9 @@ from torch.utils.data import Dataset
 from ldctlib.ct.dose import Scanner, noise_only
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.kernels import edge_blur_px
+from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.projector import projector
+from ldctlib.data.anatomy_masks import TABLES
 from ldctlib.data.banks import random_kernel
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
@@ -104,6 +106,7 @@ class SixDoseConfig:
     doses: tuple[float, ...] = DOSES
     sd_hu: tuple[float, float] = (6.0, 16.0)  # of full-dose noise near the axis
     anatomies: tuple[str, ...] = ("abdomen",)
+    in_turn: bool = False  # each slice of the bank after the other, for images that are encoded once
 
     def __post_init__(self):
         if self.photograph_share and self.patch is None:
@@ -124,7 +127,11 @@ class SixDoseConfig:
 
 
 class SixDoseSlices(Dataset):
-    """``dataset[n]`` -> {"image_hu", "clean_hu" (1, S, S) float32 in HU, "dose" scalar}: an endless stream."""
+    """``dataset[n]`` -> {"image_hu", "clean_hu" (1, S, S) float32 in HU, "dose" scalar}: an endless stream.
+
+    Of whole slices also the noise's map "noise_map_hu" (Eq. 9), "mask" (1, S, S) uint8 of
+    :data:`~ldctlib.data.anatomy_masks.CLASSES`, and "pixel_mm".
+    """
 
     def __init__(self, config: SixDoseConfig = SixDoseConfig()):
         self.config, self._generation = config, None
@@ -147,7 +154,8 @@ class SixDoseSlices(Dataset):
         self._bank(n)
         c = self.config
         rng = np.random.default_rng([c.seed, 0x5A3F, n])
-        drawn = self._slices[rng.integers(len(self._slices))]
+        which = rng.integers(len(self._slices))
+        drawn = self._slices[n % len(self._slices) if c.in_turn else which]
         images = [drawn.clean_hu, drawn.noise_hu]
         if c.patch is not None:
             images = crops(images, c.patch, rng)
@@ -155,8 +163,10 @@ class SixDoseSlices(Dataset):
                 images[0] = crops([self._photographs[rng.integers(len(self._photographs))]], c.patch, rng)[0]
         clean, noise = (np.asarray(image, np.float32) for image in images)
         dose = float(c.doses[rng.integers(len(c.doses))])
-        return {
-            "image_hu": torch.from_numpy(clean + noise / sqrt(dose))[None],
-            "clean_hu": torch.from_numpy(clean)[None],
-            "dose": torch.tensor(dose),
-        }
+        noise = torch.from_numpy(noise / sqrt(dose))[None]
+        clean = torch.from_numpy(clean)[None]
+        sample = {"image_hu": clean + noise, "clean_hu": clean, "dose": torch.tensor(dose)}
+        if c.patch is None:
+            mask = torch.from_numpy(TABLES["phantom"][drawn.labels])[None]
+            sample |= {"noise_map_hu": std_map(noise[None])[0], "mask": mask, "pixel_mm": torch.tensor(drawn.pixel_mm)}
+        return sample

@@ -104,6 +104,8 @@ class DiT(nn.Module):
             self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table))
         if vectors:
             self.vector_embedder = _mlp(vector_dim, hidden_size)
+            for name, value in (("vector_mean", 0.0), ("vector_std", 1.0)):
+                self.register_buffer(name, torch.full((vectors, vector_dim), value))
             self.vector_null = nn.Parameter(0.02 * torch.randn(vectors, hidden_size))
             if vectors == 2 and fuse == "concat":
                 self.vector_fusion = _mlp(2 * hidden_size, hidden_size)
@@ -161,9 +163,21 @@ class DiT(nn.Module):
             x = block(x, c)
         return unpatchify(self.final_layer(x, c), grid, self.factor).to(x_t.dtype)
 
+    @torch.no_grad()
+    def standardise(self, vectors: Tensor) -> None:
+        """Take mean and standard deviation of each number of condition vectors (N, vectors, vector_dim) as rho's unit.
+
+        An image encoder's vectors of noise maps, or of masks, are nearly one vector beside what tells them apart.
+        """
+        if not self.vectors or vectors.shape[1:] != self.vector_mean.shape:
+            raise ShapeError(f"this DiT has vectors (N, {self.vectors}, {self.vector_dim}), got {tuple(vectors.shape)}")
+        std, mean = torch.std_mean(vectors.float(), dim=0)
+        self.vector_mean.copy_(mean)
+        self.vector_std.copy_(std.clamp(min=1e-3 * float(std.mean().clamp(min=1e-6))))
+
     def _fused(self, vector: Tensor, dropped: Tensor | None) -> Tensor:
         """(B, vectors, vector_dim) -> what they add to the time's embedding, (B, D)."""
-        y = self.vector_embedder(vector)
+        y = self.vector_embedder((vector - self.vector_mean) / self.vector_std)
         # the null takes part in every training step, as several processes ask of a parameter
         gone = torch.zeros(y.shape[:2], dtype=torch.bool, device=y.device) if dropped is None else dropped
         y = torch.where(gone[..., None], self.vector_null, y)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError
-from ldctlib.models.autoencoder import Autoencoder
+from ldctlib.models.autoencoder import Autoencoder, Posterior
 
 NODES = (0.0, 0.08, 0.16, 0.25, 0.36, 0.5)
 """Frequencies, in cycles per pixel, at which the bands of noise peak."""
@@ -47,6 +47,10 @@ class NoiseAutoencoder(Autoencoder):
         self.noise_head = nn.Sequential(*layers, nn.Conv2d(c, len(nodes), 1))
         nn.init.constant_(self.noise_head[-1].bias, -3.0)
 
+    def encode(self, x: Tensor) -> Posterior:
+        """As the autoencoder's, of the image clipped to the model's range: it sees a window."""
+        return super().encode(x.clamp(-1.0, 1.0))
+
     def noise_sd(self, z: Tensor) -> Tensor:
         """Raw latents (B, c, h, w) -> each band's standard deviation (B, K, h, w) in model units."""
         raw = self.noise_head(z.to(self.noise_head[0].weight.dtype)).float()
@@ -61,7 +65,8 @@ class NoiseAutoencoder(Autoencoder):
         """A noise image (B, 1, H, W) in model units with the bands that the latents tell.
 
         z : raw latents of images of at least H x W.
-        white : standard normal numbers (B, 1, H, W).
+        white : standard normal numbers (B, K, H, W), a noise for each band: bands overlap, and with one noise for all
+            their amplitudes would add up in place of their powers.
         """
         h, w = white.shape[-2:]
         sd = F.interpolate(self.noise_sd(z), scale_factor=self.factor, mode="bilinear", align_corners=False)

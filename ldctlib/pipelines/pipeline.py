@@ -30,11 +30,12 @@ class PipelineSpec:
     autoencoder: str | None = None  # name of the checkpoint whose latents are the grid; None: pixels
     estimator: str | None = None  # name of the regression network's checkpoint
     conditions: dict[str, list[str]] = field(default_factory=dict)  # network input -> pipelines.conditioning.SOURCES
+    clip: str | None = None  # name of the checkpoint that encodes images of conditions (pipelines.synthesis)
 
     @property
     def uses(self) -> tuple[str, ...]:
         """Names of the checkpoints that the pipeline is built with."""
-        return tuple(name for name in (self.autoencoder, self.estimator) if name)
+        return tuple(name for name in (self.autoencoder, self.estimator, self.clip) if name)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -6,14 +6,21 @@ window. ``na_autoencoder`` is this project's own of that shape.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldctlib.data.anatomy_masks import CLASSES
+from ldctlib.data.emulated import EmulationConfig
+from ldctlib.data.encoded import EncodedImages, encoded_once
 from ldctlib.data.six_dose import SixDoseConfig
 from ldctlib.losses import AutoencoderLoss, Ramp
 from ldctlib.models.noise_autoencoder import noise_likelihood
+from ldctlib.pipelines import PipelineSpec
+from ldctlib.pipelines.synthesis import SynthesisPipeline
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.leda import perceptual
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
@@ -103,3 +110,99 @@ def autoencoder_recipe(profile: str) -> Recipe:
 
 
 NA_AUTOENCODER = {profile: autoencoder_recipe(profile) for profile in PROFILES}
+
+# ---------------------------------------------------------------- the diffusion transformers (Table 1)
+
+PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="v", min_snr=5.0)
+NATURAL_SOURCES, CT_SOURCES = ("noise_map",), ("noise", "anatomy", "anatomy_map")
+
+
+def encode(context: Context, folder: Path) -> EncodedImages:
+    """The stage's first ``n_images`` samples as moments of latents, with all conditions that any variant takes."""
+    pipeline, stage = synthesis_pipeline(context), context.stage
+    clip = None if pipeline.clip is None else context.needed[context.recipe.pipeline.clip].sha256
+    sources = NATURAL_SOURCES if clip is None else CT_SOURCES
+    identity = dict(data=asdict(stage.data), sources=list(sources), clip=clip)
+    identity["autoencoder"] = context.needed[context.recipe.pipeline.autoencoder].sha256
+
+    def encoded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        out = pipeline.encode_images(batch["image_hu"])
+        out |= pipeline.encode_conditions(noise_map_hu=batch["noise_map_hu"], mask=batch.get("mask"), sources=sources)
+        return {name: t.half().cpu() for name, t in out.items()}
+
+    tensors = encoded_once(context.samples, stage.options["n_images"], encoded, identity=identity, folder=folder)
+    return EncodedImages(tensors, stage.train.seed)
+
+
+def synthesis_pipeline(context: Context) -> SynthesisPipeline:
+    return SynthesisPipeline(context.network, context.recipe.pipeline, context.needed, device=context.device)
+
+
+def synthesis_updates(context: Context):
+    """The process's loss on encoded images; condition vectors are first given mean 0 and deviation 1."""
+    pipeline, drop = synthesis_pipeline(context), context.stage.options["drop"]
+    vectors = [context.samples.tensors[name].float() for name in context.recipe.pipeline.conditions.get("vector", ())]
+    if vectors:
+        context.network.standardise(torch.stack(vectors, dim=1))
+
+    def loss(model, batch: dict[str, Tensor], generator, step: int) -> Tensor:
+        return pipeline.loss(model, batch, generator, drop=drop)
+
+    return loss
+
+
+SMALL_DIT: dict[str, Any] = dict(input_size=32, patch_size=4, in_channels=4, hidden_size=128, depth=6, num_heads=4)
+CLIP_DIM = 128
+VARIANTS: dict[str, tuple[str | None, dict[str, list[str]], dict[str, Any]]] = {
+    "na_natural": (None, {"hint": ["noise_map"]}, dict(hint_channels=4, hint_mode="modulate")),
+    "na_diff_a": (None, {"vector": ["noise"]}, {}),
+    "na_diff_b": ("na_natural", {"vector": ["noise"]}, {}),
+    "na_diff_c": ("na_diff_a", {"vector": ["anatomy"]}, {}),
+    "na_diff_d": ("na_diff_b", {"vector": ["anatomy"]}, {}),
+    "na_diff_e": (None, {"vector": ["noise", "anatomy"]}, {}),
+    "na_diff_f": ("na_natural", {"vector": ["noise", "anatomy"]}, {}),
+    "na_diff_f_sum": ("na_natural", {"vector": ["noise", "anatomy"]}, dict(fuse="sum")),
+    "na_diff_spatial": ("na_natural", {"vector": ["noise"], "hint": ["anatomy_map"]}, dict(hint_channels=len(CLASSES))),
+}
+"""Name -> what it starts from, its conditions, and what its network has for them."""
+
+REINITIALISED = ("vector_", "hint_")
+"""What pre-training on photographs does not hand on: its condition is made of tokens, fine-tuning's of CLIP vectors."""
+
+
+def variant(name: str, profile: str) -> Recipe:
+    start, conditions, extra = VARIANTS[name]
+    vectors = conditions.get("vector", ())
+    config = SMALL_DIT | (dict(vectors=len(vectors), vector_dim=CLIP_DIM) if vectors else {}) | extra
+    natural = name == "na_natural"
+    network = Network("dit", config, start, REINITIALISED if start == "na_natural" else ())
+    spec = PipelineSpec(PROCESS, "na_autoencoder", conditions=conditions, clip=None if natural else "clip")
+    steps, n_images, batch = (10, 8, 4) if profile == "workshop" else (STEPS[name], 6_144, 64)
+    data: Any = EmulationConfig(seed=402) if natural else SixDoseConfig(seed=403, n_slices=64, refresh=64, in_turn=True)
+    stage = Stage(
+        "whole",
+        TrainConfig(
+            steps=steps,
+            batch_size=batch,
+            lr=1e-3,
+            lr_end=1e-5,
+            warmup_steps=steps // 20,
+            betas=(0.9, 0.99),
+            seed=43,
+            precision="auto",
+            channels_last=False,
+            log_every=100 if profile == "train" else 5,
+            checkpoint_every=500,
+        ),
+        data,
+        dict(n_images=n_images, drop=0.1),
+    )
+    how: dict[str, Any] = dict(hu_range=WINDOW_RANGE, output="full dose", pipeline=spec, prepare=encode)
+    return Recipe({"dit": network}, (stage,), synthesis_updates, **how, paper="NA-Diff, Table 1", budget_mib=5.0)
+
+
+STEPS = dict(na_natural=1_500, na_diff_a=4_000, na_diff_b=4_000, na_diff_c=4_000, na_diff_d=4_000)
+STEPS |= dict(na_diff_e=6_000, na_diff_f=6_000, na_diff_f_sum=6_000, na_diff_spatial=6_000)
+"""As the paper's epochs: 25 on photographs, 100 with noise, 100 with anatomy, 150 with both."""
+
+RECIPES = {name: {profile: variant(name, profile) for profile in PROFILES} for name in VARIANTS}

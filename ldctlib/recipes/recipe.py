@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -106,6 +107,9 @@ class Recipe:
     output: str = "truth"  # what the network estimates: "truth" or "full dose"
     pipeline: PipelineSpec | None = None  # of a diffusion model
     fit: Callable[[Recipe], Recipe] | None = None  # gives networks the sizes that changed options ask for
+    prepare: Callable[[Context, Path], Dataset] | None = None
+    """(context, folder for files that may be used again) -> what the losses are given in place of the stage's samples,
+    such as their latents."""
     finish: Callable[[nn.Module, Recipe, Dataset], dict[str, Any]] | None = None
     """(averaged network, recipe, dataset) -> entries of its config that only the trained network can tell."""
     paper: str = ""  # where the published numbers are from

@@ -244,6 +244,9 @@ def run_stage(
     started = _start(chosen.networks, networks, folders) if part.init_from is None else {}
     samples = stage.data.open(source.collection)
     context = Context(chosen, stage, networks, needed, make_accelerator(config).device, samples)
+    if chosen.prepare is not None:
+        samples = chosen.prepare(context, part.target.parent)
+        context = replace(context, samples=samples)
     identity = dict(recipe=name, profile=profile, stage=stage.name, networks=started, uses=uses, **source.described)
     files = dict(state_path=part.state, init_from=part.init_from, identity=identity)
     trained = networks if len(networks) > 1 else context.network
