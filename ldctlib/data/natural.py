@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldctlib.errors import MissingDependency, ParameterError
+from ldctlib.errors import MissingDependency, ParameterError, ScanError
 
 IMAGES = """
     astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png gravel.png
@@ -25,19 +25,26 @@ IMAGES = """
 def photographs() -> tuple[np.ndarray, ...]:
     """All images as luminance, float32 (H, W) in [0, 1]."""
     import skimage
-    from skimage.color import rgb2gray
-    from skimage.io import imread
 
     folder = Path(skimage.__file__).parent / "data"
     found = [folder / name for name in IMAGES if (folder / name).is_file()]
     if len(found) < 8:
         raise MissingDependency(f"{folder} holds only {len(found)} of its images: reinstall scikit-image from a wheel")
-    images = []
-    for path in found:
-        image = imread(path)
-        image = rgb2gray(image[..., :3]) if image.ndim == 3 else image / 255.0
-        images.append(image.astype(np.float32))
-    return tuple(images)
+    return tuple(read_photograph(path) for path in found)
+
+
+def read_photograph(path: Path) -> np.ndarray:
+    """An image file as luminance, float32 (H, W) in [0, 1]; raises ScanError where it cannot be read as one."""
+    from skimage.color import rgb2gray
+    from skimage.io import imread
+
+    try:
+        image = np.squeeze(imread(path))
+        image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 2 else image  # grey with opacity
+        most = 1 if image.dtype == bool else np.iinfo(image.dtype).max
+        return (rgb2gray(image[..., :3]) if image.ndim == 3 else image / most).astype(np.float32)
+    except Exception as error:  # whatever its decoder raises
+        raise ScanError(f"{path} cannot be read as an image ({error}): remove it, or convert it to PNG") from error
 
 
 def shrink(image: np.ndarray, factor: float) -> np.ndarray:
