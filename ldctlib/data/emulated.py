@@ -47,23 +47,30 @@ KERNEL = _LinearHann(0.0, 0.5)
 """The projector's backprojection is band-limited: the blur of linear interpolation goes into the filter."""
 
 
+def measure(p: Tensor, geometry: ParallelGeometry, doses, *, generator: torch.Generator | None = None) -> list[Tensor]:
+    """Line integrals μ r, (B, 1, views, bins), as measured at each dose (Eq. 1, without its division by μ).
+
+    All doses are made of the same random numbers: each has its own counts, but the noise of one is about that of
+    another times the root of the inverse ratio of doses, as where one measured realisation is scaled to other doses.
+    With counts that are thinned from one another, the correlation would be the root of the ratio, .22 of 5 and 100 %.
+    """
+    scanner = Scanner(PHOTONS, electronic_sd=0.0)
+    measured = acquire(p, scanner, geometry, doses, common_random_numbers=True, generator=generator)
+    # a ray without any count reads as one with a single count
+    return [q.clamp(max=math.log(dose * PHOTONS)) for q, dose in zip(measured, doses, strict=True)]
+
+
 def emulate(density: Tensor, doses, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Water densities (B, 1, N, N) from 0 to 1 as reconstructed without noise, (B, 1, N, N), and the noise alone at
     each dose, (doses, B, 1, N, N), both in units of the density.
 
-    Backprojection is linear, so noise is reconstructed by itself. All doses of an image are made of the same random
-    numbers: each has its own counts, but the noise of one is about that of another times the root of the inverse ratio
-    of doses, as where a single measured realisation is scaled to other doses. With nested counts, thinned from one
-    another, the correlation would be the root of the ratio, .22 between 5 and 100 %.
+    Backprojection is linear: noise is reconstructed by itself, and the image once for all doses.
     """
-    doses, size = dose_list(doses), density.shape[-1]
-    geometry = ParallelGeometry.for_image(size, 1.0, n_views=VIEWS)
+    doses = dose_list(doses)
+    geometry = ParallelGeometry.for_image(density.shape[-1], 1.0, n_views=VIEWS)
     project = projector(geometry, density.device)
     p = project.A(MU_PER_MM * density).clamp(min=0)
-    scanner = Scanner(PHOTONS, electronic_sd=0.0)
-    measured = acquire(p, scanner, geometry, doses, common_random_numbers=True, generator=generator)
-    # a ray without any count reads as one with a single count
-    noise = [q.clamp(max=math.log(dose * PHOTONS)) - p for q, dose in zip(measured, doses, strict=True)]
+    noise = [q - p for q in measure(p, geometry, doses, generator=generator)]
     images = project.fbp(torch.cat([p, *noise]), KERNEL) / MU_PER_MM
     images = images.view(len(doses) + 1, *density.shape)
     return images[0], images[1:]
