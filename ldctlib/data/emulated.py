@@ -50,9 +50,9 @@ KERNEL = _LinearHann(0.0, 0.5)
 def measure(p: Tensor, geometry: ParallelGeometry, doses, *, generator: torch.Generator | None = None) -> list[Tensor]:
     """Line integrals μ r, (B, 1, views, bins), as measured at each dose (Eq. 1, without its division by μ).
 
-    All doses are made of the same random numbers: each has its own counts, but the noise of one is about that of another
-    times the root of the inverse ratio of doses, as where one measured realisation is scaled to other doses. With
-    counts that are thinned from one another, the correlation would be the root of the ratio, .22 of 5 and 100 %.
+    All doses are made of the same random numbers: each has its own counts, but the noise of one is about that of
+    another times the root of the inverse ratio of doses, as where one measured realisation is scaled to other doses.
+    With counts that are thinned from one another, the correlation would be the root of the ratio, .22 of 5 and 100 %.
     """
     scanner = Scanner(PHOTONS, electronic_sd=0.0)
     measured = acquire(p, scanner, geometry, doses, common_random_numbers=True, generator=generator)

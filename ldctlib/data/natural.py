@@ -35,14 +35,15 @@ def photographs() -> tuple[np.ndarray, ...]:
 
 def read_photograph(path: Path) -> np.ndarray:
     """An image file as luminance, float32 (H, W) in [0, 1]; raises ScanError where it cannot be read as one."""
+    from PIL import Image
     from skimage.color import rgb2gray
-    from skimage.io import imread
 
     try:
-        image = np.squeeze(imread(path))
-        image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 2 else image  # grey with opacity
-        most = 1 if image.dtype == bool else np.iinfo(image.dtype).max
-        return (rgb2gray(image[..., :3]) if image.ndim == 3 else image / most).astype(np.float32)
+        with Image.open(path) as file:
+            if file.mode.startswith("I"):  # 16 bits
+                return (np.asarray(file) / 65535.0).astype(np.float32)
+            image = np.asarray(file if file.mode in ("L", "RGB") else file.convert("RGB"))
+        return (rgb2gray(image) if image.ndim == 3 else image / 255.0).astype(np.float32)
     except Exception as error:  # whatever its decoder raises
         raise ScanError(f"{path} cannot be read as an image ({error}): remove it, or convert it to PNG") from error
 
