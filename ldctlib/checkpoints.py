@@ -45,6 +45,8 @@ MODELS: dict[str, str] = {
     "wgan_critic": "ldctlib.models.wgan_vgg:WGANCritic",
     "dugan": "ldctlib.models.dugan:DUGANGenerator",
     "unet_discriminator": "ldctlib.models.dugan:UNetDiscriminator",
+    "segmentation_unet": "ldctlib.models.segmentation_unet:SegmentationUNet",
+    "iqa": "ldctlib.models.iqa:IQA",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""
 
