@@ -1,4 +1,4 @@
-"""``python -m ldctlib course|test|lab|train|bench|notebooks``: every job of this repository."""
+"""``python -m ldctlib course|test|lab|train|bench|notebooks|generate``: every job of this repository."""
 
 from __future__ import annotations
 
@@ -78,6 +78,12 @@ def train(args: argparse.Namespace) -> int:
     return subprocess.run(command, cwd=ROOT, env={**QUIET_OPENMP, **os.environ}).returncode
 
 
+def generate(args: argparse.Namespace) -> int:
+    from ldctlib.generators import series
+
+    return series.main(args.rest)
+
+
 def measure_speed(args: argparse.Namespace) -> int:
     """Every script of tests/benchmarks, one after the other, alone on the machine's cores."""
     worst = 0
@@ -107,19 +113,21 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-p", dest="parameter", **many)
     sub = add("notebooks", execute_notebooks, "re-execute the notebooks in place, with metadata that does not change")
     sub.add_argument("--only", default="", help=numbers)
-    # the next three pass all of their arguments on, --help too
+    # those without help of their own pass all of their arguments on, --help too
     tests = "unit tests, then every notebook under nbval; more arguments go to the unit tests' pytest"
     add("test", run_tests, tests, add_help=False)
     add("lab", open_lab, "JupyterLab on the notebooks; more arguments go to it", add_help=False)
     recipes = "the recipes behind the shipped checkpoints; more arguments go to python -m ldctlib.recipes"
     add("train", train, recipes, add_help=False)
     add("bench", measure_speed, "speed")
+    synthetic = "CT images of a mask at a dose, by a trained generator; --help says how"
+    add("generate", generate, synthetic, add_help=False)
     return main_parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     args, rest = parser().parse_known_args(arguments)
-    if rest and args.job not in ("test", "lab", "train"):
+    if rest and args.job not in ("test", "lab", "train", "generate"):
         parser().error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
     try:

@@ -29,7 +29,13 @@ STALE = """
 
 
 def write_derived(
-    scan: Scan, values: torch.Tensor, folder: str | Path, *, description: str, series_description: str | None = None
+    scan: Scan,
+    values: torch.Tensor,
+    folder: str | Path,
+    *,
+    description: str,
+    series_description: str | None = None,
+    derivation: tuple[str, str] | None = ("113087", "Smoothing"),
 ) -> list[Path]:
     """Write ``values`` as a new DICOM series derived from ``scan``; all files or none.
 
@@ -37,6 +43,7 @@ def write_derived(
     folder : must not exist yet, or be empty; gets 0001.dcm, 0002.dcm, ... in slice order
     description : what was done, in words: goes to DerivationDescription
     series_description : what a reader sees in the list of series; default: the source's, then "description"
+    derivation : DICOM's code and meaning of what was done, or None
 
     Pixels are rounded to the source's own rescale slope and intercept, so reading them back differs by half
     a stored unit at most, and padded pixels get their stored value back. Where values do not fit the source's
@@ -69,7 +76,7 @@ def write_derived(
         with whole_folder(folder) as work:
             parts = np.split(stored, np.cumsum(frames)[:-1])
             for index, (header, part) in enumerate(zip(headers, parts, strict=True)):
-                dataset = _derive(header, shared | {"InstanceNumber": numbers[index]})
+                dataset = _derive(header, shared | {"InstanceNumber": numbers[index]}, derivation)
                 _set_pixels(dataset, part, pixel)
                 file = work / f"{index + 1:04d}.dcm"
                 dataset.save_as(file, implicit_vr=False, little_endian=True, enforce_file_format=True)
@@ -78,6 +85,48 @@ def write_derived(
     except Exception as error:  # pydicom raises many kinds while it writes a header that came in damaged
         raise ScanError(f"the derived series could not be written to {folder}: {error}") from error
     return sorted(folder.glob("*.dcm"))
+
+
+def write_synthetic(
+    values_hu: torch.Tensor,
+    folder: str | Path,
+    *,
+    pixel_mm: float,
+    slice_mm: float,
+    description: str,
+    window: tuple[float, float] = (40.0, 400.0),
+) -> list[Path]:
+    """Write images (D, H, W) in HU that no scanner took as a CT series that says so; all files or none.
+
+    Patient, image type and descriptions say SYNTHETIC, ``description`` what made them. Slices lie ``slice_mm`` apart
+    from feet to head, the first at 0.
+    """
+    from pydicom.dataset import Dataset
+    from pydicom.uid import CTImageStorage, generate_uid
+
+    depth, height, width = values_hu.shape
+    study, frame, headers = generate_uid(), generate_uid(), []
+    for k in range(depth):
+        header = Dataset()
+        header.SOPClassUID, header.Modality, header.ImageType = CTImageStorage, "CT", ["", "", "AXIAL", "SYNTHETIC"]
+        header.PatientName, header.PatientID, header.PatientIdentityRemoved = "SYNTHETIC^CT", "SYNTHETIC", "YES"
+        header.PatientBirthDate = header.PatientSex = header.AccessionNumber = header.ReferringPhysicianName = ""
+        header.StudyInstanceUID, header.FrameOfReferenceUID, header.StudyID = study, frame, "SYNTHETIC"
+        header.StudyDescription, header.StudyDate, header.StudyTime = "SYNTHETIC: no patient was scanned", "", ""
+        header.ImageComments = f"SYNTHETIC image made by a model, not by a scanner: {description}"[:10240]
+        header.SeriesNumber, header.InstanceNumber, header.PatientPosition = 0, k + 1, "HFS"
+        header.ImagePositionPatient = [-pixel_mm * (width - 1) / 2, -pixel_mm * (height - 1) / 2, slice_mm * k]
+        header.ImageOrientationPatient, header.PixelSpacing = [1, 0, 0, 0, 1, 0], [pixel_mm, pixel_mm]
+        header.SliceThickness, header.SliceLocation, header.KVP = slice_mm, slice_mm * k, None
+        header.Rows, header.Columns, header.SamplesPerPixel = height, width, 1
+        header.PhotometricInterpretation, header.PositionReferenceIndicator = "MONOCHROME2", ""
+        header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
+        header.RescaleSlope, header.RescaleIntercept, header.RescaleType, header.Manufacturer = 1, 0, "HU", "ldctlib"
+        header.WindowCenter, header.WindowWidth = window
+        headers.append(header)
+    scan = Scan(values_hu.float(), "HU", (slice_mm, pixel_mm, pixel_mm), origin=DicomOrigin(headers, [1] * depth, None))
+    said = dict(description=description, series_description=f"SYNTHETIC {description}"[:64], derivation=None)
+    return write_derived(scan, values_hu, folder, **said)
 
 
 @dataclass(frozen=True)
@@ -129,7 +178,7 @@ def _found_again(scan: Scan, stored: np.ndarray, values: np.ndarray, pixel: _Pix
     return found | undeclared_padding(stored, values) if scan.scale == "HU" else found
 
 
-def _derive(header: Any, elements: dict[str, Any]) -> Any:
+def _derive(header: Any, elements: dict[str, Any], derivation: tuple[str, str] | None) -> Any:
     """A copy of the source's header with these elements, made to say what the new image is."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
@@ -147,8 +196,9 @@ def _derive(header: Any, elements: dict[str, Any]) -> Any:
     dataset.SeriesNumber = int(header.get("SeriesNumber") or 0) + 1000
     kind = list(header.get("ImageType") or [])
     plane = kind[2] if len(kind) > 2 else {"CT": "AXIAL", "MR": "OTHER"}[header.Modality]
-    dataset.ImageType = ["DERIVED", "SECONDARY", plane]
-    dataset.DerivationCodeSequence = [_code("113087", "Smoothing")]
+    dataset.ImageType = ["DERIVED", "SECONDARY", plane, *kind[3:4]]
+    if derivation is not None:
+        dataset.DerivationCodeSequence = [_code(*derivation)]
     if header.get("SOPInstanceUID"):
         dataset.SourceImageSequence = [_reference(dataset.SOPClassUID, header.SOPInstanceUID)]
     else:

@@ -76,27 +76,32 @@ SMALL_AUTOENCODER = Network(
 
 
 def autoencoder_recipe(profile: str) -> Recipe:
+    """Anatomy first, then the noise's bands count as much, then the rate falls."""
     train: dict[str, Any] = dict(betas=(0.9, 0.99), clip_norm=1.0, lr=1e-3, checkpoint_every=250, precision="auto")
-    data: dict[str, Any] = dict(photograph_share=0.2)
-    options: dict[str, Any] = dict(kl=5e-3, perceptual=0.02, noise=0.02, perceptual_side=64)
+    data: dict[str, Any] = dict(photograph_share=0.2, patch=128)
+    options: dict[str, Any] = dict(kl=5e-3, perceptual=0.02, perceptual_side=64)
     if profile == "workshop":
-        steps, size = (20, 10), dict(batch_size=4, log_every=5)
+        steps, train = (20, 5, 5), train | dict(batch_size=4, log_every=5)
         data |= dict(n_slices=8, n_photographs=4)
+    elif profile == "train":
+        steps, train = (750, 500, 750), train | dict(batch_size=8, log_every=50)
     else:
-        steps, size = (1_000, 700) if profile == "train" else (100_000, 50_000), dict(batch_size=8, log_every=50)
-    stages = (
+        steps, train = (50_000, 30_000, 50_000), train | dict(batch_size=8, log_every=100)
+    rates: list[dict[str, Any]] = [
+        dict(warmup_steps=steps[0] // 10, schedule="constant"),
+        dict(schedule="constant"),
+        {},
+    ]
+    stages = tuple(
         Stage(
-            "stable",
-            TrainConfig(steps=steps[0], warmup_steps=steps[0] // 10, schedule="constant", seed=41, **train | size),
-            SixDoseConfig(seed=401, patch=128, **data),
-            options,
-        ),
-        Stage(
-            "decay",
-            TrainConfig(steps=steps[1], seed=42, **train | size),
-            SixDoseConfig(seed=1401, patch=128, **data),
-            options,
-        ),
+            name,
+            TrainConfig(steps=n, seed=41 + i, **train | rate),
+            SixDoseConfig(seed=401 + 1000 * i, **data),
+            options | dict(noise=weight),
+        )
+        for i, (name, n, rate, weight) in enumerate(
+            zip(("stable", "noise", "decay"), steps, rates, (0.02, 0.3, 0.3), strict=True)
+        )
     )
     return Recipe(
         {"autoencoder": SMALL_AUTOENCODER},
