@@ -88,7 +88,7 @@ def autoencoder_recipe(profile: str) -> Recipe:
     else:
         steps, train = (50_000, 30_000, 50_000), train | dict(batch_size=8, log_every=100)
     rates: list[dict[str, Any]] = [
-        dict(warmup_steps=steps[0] // 10, schedule="constant"),
+        dict(warmup_steps=min(100, steps[0] // 4), schedule="constant"),
         dict(schedule="constant"),
         {},
     ]
