@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ projections. "independent" needs the patient, or a phantom, to be scanned twice;
 
 def dose_list(dose: float | Sequence[float], name: str = "dose") -> list[float]:
     """One dose or several as a list; raises ParameterError for none, and for any outside (0, 1]."""
-    doses = [float(d) for d in (dose if isinstance(dose, Sequence) else [dose])]
+    doses = np.ravel(dose).tolist()
     if not doses or not all(0 < d <= 1 for d in doses):
         raise ParameterError(f"{name} is a fraction of full dose in (0, 1], or several of them; got {dose}")
     return doses
