@@ -182,8 +182,10 @@ def variant(name: str, profile: str) -> Recipe:
     natural = name == "na_natural"
     network = Network("dit", config, start, REINITIALISED if start == "na_natural" else ())
     spec = PipelineSpec(PROCESS, "na_autoencoder", conditions=conditions, clip=None if natural else "clip")
-    steps, n_images, batch = (10, 8, 4) if profile == "workshop" else (STEPS[name], 6_144, 64)
-    data: Any = EmulationConfig(seed=402) if natural else SixDoseConfig(seed=403, n_slices=64, refresh=64, in_turn=True)
+    steps, n_images, batch = (10, 8, 4) if profile == "workshop" else (STEPS[name], 8_192, 64)
+    data: Any = (
+        EmulationConfig(seed=402) if natural else SixDoseConfig(seed=403, n_slices=64, refresh=128, in_turn=True)
+    )
     stage = Stage(
         "whole",
         TrainConfig(
