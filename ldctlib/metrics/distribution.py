@@ -138,13 +138,18 @@ def mmd(
     patients, reference_patients, blocks : as in :func:`frechet_distance`
     """
     _check(x, reference, "MMD", LEAST_KERNEL)
+    both = F.normalize(torch.cat([x.values, reference.values]), dim=1)
+    kernel = ((both @ both.T - 1) / MMD_SIGMA**2).exp()  # |a - b|² = 2 - 2 a·b
 
     def distance(a: Tensor, b: Tensor) -> float:
-        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-        aa, bb, ab = (((u @ v.T - 1) / MMD_SIGMA**2).exp().mean() for u, v in ((a, a), (b, b), (a, b)))
-        return 1000 * float(aa + bb - 2 * ab)  # |a - b|² = 2 - 2 a·b
+        weights = kernel.new_zeros(len(both))
+        weights[a], weights[b] = 1 / len(a), -1 / len(b)
+        return 1000 * float(weights @ kernel @ weights)
 
-    return _result("MMD", x, reference, distance, patients, reference_patients, blocks, level, more=", sigma 10")
+    # sets are rows of the kernel, which is computed once
+    rows = torch.arange(len(both)).split([len(x.values), len(reference.values)])
+    options = dict(more=f", sigma {MMD_SIGMA:g}", sets=rows)
+    return _result("MMD", x, reference, distance, patients, reference_patients, blocks, level, **options)
 
 
 def precision_recall(
@@ -165,21 +170,25 @@ def precision_recall(
         raise ParameterError(f"precision and recall need k >= 1 neighbours, got {k}")
     _check(x, reference, "precision", k + 1)
     a, b = x.values, reference.values
+    centre = b.mean(dim=0)  # squares of what is far from 0 would blur what is near
+    a, b = a - centre, b - centre
+    rounding = 1e-10 * max(a.square().sum(1).max().item(), b.square().sum(1).max().item())
     ranks = _ranks(patients, len(a), "patients"), _ranks(reference_patients, len(b), "reference_patients")
     out = []
     for kind, own, other, patient in (("precision", a, b, ranks[0]), ("recall", b, a, ranks[1])):
         # kthvalue counts the image itself, at distance 0
-        radii = torch.cat([_distances(part, other).kthvalue(k + 1).values for part in other.split(ROWS_AT_ONCE)])
-        inside = torch.cat([(_distances(part, other) <= radii).any(dim=1) for part in own.split(ROWS_AT_ONCE)])
+        radii = torch.cat([_squares(part, other).kthvalue(k + 1).values for part in other.split(ROWS_AT_ONCE)])
+        reach = radii + rounding  # what lies on the border is inside
+        inside = torch.cat([(_squares(part, other) <= reach).any(dim=1) for part in own.split(ROWS_AT_ONCE)])
         value, low, high = paired_bootstrap(inside.double(), patient, level=level)
         described = _describe(x, reference, f", {k} neighbours") | dict(subset_size=None)
         out.append(Distance(_name(kind, x), value, low, high, level, math.nan, **described))
     return tuple(out)
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean, without the differences of squares that blur what is near."""
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distances, (n, N)."""
+    return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
 
 
 def _check(x: Features, reference: Features, kind: str, least: int) -> None:
@@ -234,6 +243,7 @@ def _result(
     level: float,
     subset_size: int | None = None,
     more: str = "",
+    sets: tuple[Tensor, Tensor] | None = None,
 ) -> Distance:
     """The distance, with the interval and the bias of a jackknife over blocks of patients.
 
@@ -244,7 +254,7 @@ def _result(
 
     if not 0 < level < 1 or blocks < 0:
         raise ParameterError(f"need 0 < level < 1 and blocks >= 0, got {level} and {blocks}")
-    a, b = x.values, reference.values
+    a, b = sets or (x.values, reference.values)  # what ``distance`` takes, image by image
     rank_a = _ranks(patients, len(a), "patients")
     rank_b = _ranks(reference_patients, len(b), "reference_patients")
     value, low, high, bias = distance(a, b), math.nan, math.nan, math.nan
