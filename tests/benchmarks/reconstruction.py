@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ldctlib import metrics
-from ldctlib.metrics.distribution import frechet_distance, image_features, kernel_distance
+from ldctlib.metrics.backbones import image_features
+from ldctlib.metrics.distribution import frechet_distance, kernel_distance
 from ldctlib.models.vqgan import VQGAN_RANGE
 from ldctlib.units import SOFT_TISSUE
 from tests.benchmarks.words import network, phantom_set
