@@ -24,7 +24,7 @@ LDCTIQAC_WINDOW = Window(40, 350)
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """Images with readers' scores: ``len``, and ``images[i]`` -> (image_hu (1, 1, H, W), score), read when asked for."""
+    """Images with readers' scores: ``len``, and ``images[i]`` -> (image_hu (1, 1, H, W), score), read then."""
 
     files: tuple[Path, ...]
     scores: tuple[float, ...]
@@ -39,7 +39,7 @@ class ScoredImages:
         path = self.files[i]
         try:
             with Image.open(path) as image:
-                values = np.asarray(image, np.float32)
+                values = np.array(image, np.float32)
         except Exception as error:  # Pillow raises many kinds on damaged files
             raise ScanError(f"{path} cannot be read as an image ({type(error).__name__}: {error})") from error
         if values.ndim != 2 or not (values.min() >= 0 and values.max() <= 1):
