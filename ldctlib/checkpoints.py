@@ -46,6 +46,7 @@ MODELS: dict[str, str] = {
     "dugan": "ldctlib.models.dugan:DUGANGenerator",
     "unet_discriminator": "ldctlib.models.dugan:UNetDiscriminator",
     "segmentation_unet": "ldctlib.models.segmentation_unet:SegmentationUNet",
+    "transunet": "ldctlib.models.transunet:TransUNet",
     "iqa": "ldctlib.models.iqa:IQA",
 }
 """Model name -> "module:class", imported only when a checkpoint names it."""

@@ -119,7 +119,7 @@ def _body(ids: Tensor, image_hu: Tensor | None) -> Tensor:
     h, w = ids.shape[-2:]
     if image_hu is not None:
         return body_mask(image_hu.float().reshape(-1, 1, h, w)).reshape(ids.shape).to(ids.device)
-    y, x = (torch.linspace(-1, 1, n, device=ids.device) for n in (h, w))
+    y, x = ((2 * torch.arange(n, device=ids.device) + 1) / n - 1 for n in (h, w))
     return ((y[:, None] / 0.68).square() + (x / 0.92).square() < 1).expand(ids.shape)
 
 

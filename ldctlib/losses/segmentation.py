@@ -39,7 +39,7 @@ def segmentation_loss(hu_range: Range, *, background: bool = True, class_weights
     def loss(model: nn.Module, batch: dict[str, Tensor], generator, step: int) -> dict[str, Tensor]:
         image = hu_range.to_model(batch["image_hu"]).to(memory_format=torch.channels_last)
         logits, mask = model(image).float(), batch["mask"].long()
-        weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
+        weights = None if class_weights is None else logits.new_tensor(class_weights)
         terms = {
             "cross_entropy": F.cross_entropy(logits, mask, weights),
             "dice": soft_dice_loss(logits, mask, background=background),

@@ -26,9 +26,12 @@ class IQA(nn.Module):
         strides = [1, *[2] * (len(widths) - 2), 1]
         layers: list[nn.Module] = []
         for channels, out, stride in zip((1, *widths[:-1]), widths, strides, strict=True):
-            layers += [nn.Conv2d(channels, out, 3, stride, 1, padding_mode="replicate"), nn.SiLU()]
+            layers += [nn.Conv2d(channels, out, 3, stride, 1, padding_mode="replicate"), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.head = nn.Conv2d(widths[-1], 2, 1)
+        for layer in self.features[::2]:  # PyTorch's default would shrink the noise at every layer
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
     def local_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and weights, (B, 1, h, w) each; the weights are positive."""

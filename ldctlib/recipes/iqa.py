@@ -28,6 +28,6 @@ def iqa(steps: int, batch_size: int, warmup: int, log_every: int, **data) -> Rec
 
 IQA = {
     "workshop": iqa(30, 8, 5, 10, **SMALL),
-    "train": iqa(1_000, 16, 50, 50, draw_size=256, n_slices=400),
+    "train": iqa(3_000, 16, 50, 100, draw_size=256, n_slices=400),
     "paper": iqa(50_000, 32, 500, 100, size=256, draw_size=512),
 }

@@ -47,6 +47,7 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "dugan": adversarial.DUGAN,
     "dugan_redcnn": adversarial.DUGAN_REDCNN,
     "segmenter": segmentation.SEGMENTER,
+    "transunet": segmentation.TRANSUNET,
     "iqa_simulated_dose": iqa.IQA,
 }
 """Recipes by the name of their checkpoint, each with one entry a profile."""
