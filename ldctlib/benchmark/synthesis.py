@@ -1,4 +1,4 @@
-"""How good generators of CT images are, on the masks and doses of patients that none has seen (NA-Diff, Tables 2, 3, 5).
+"""How good generators of CT images are, on masks and doses of patients that none has seen (NA-Diff, Tables 2, 3, 5).
 
     python -m ldctlib.benchmark.synthesis --generators na_diff_b,na_diff_f,na_diff_spatial --patients 32
 
