@@ -3,8 +3,8 @@
     python -m tests.benchmarks.dit [--threads 1] [--device cuda] [--repeats 3] [--sizes]
 
 The shipped size: 32 x 32 x 4 latents of 256 x 256 images, patches of 4, width 128, 6 blocks, two vectors. The plain
-loop encodes a batch with an autoencoder of the shipped cost, and its noise maps and masks with CLIP. bf16 only where the
-device computes it. Best of the repeats, both loops in turn: other processes must not decide.
+loop encodes a batch with an autoencoder of the shipped cost, and its noise maps and masks with CLIP. bf16 only where
+the device computes it. Best of the repeats, both loops in turn: other processes must not decide.
 ``--sizes`` times a training step of other widths and depths as well.
 """
 
