@@ -114,6 +114,13 @@ def check_names(names: Iterable[str], allowed: Iterable[str], *, where: str) -> 
             raise ParameterError(f"{where} has no parameter '{name}'{near}. It has: {', '.join(allowed)}")
 
 
+def check_multiple(name: str, value: Any, of: int, least: int = 1) -> None:
+    """Raise ParameterError unless a notebook's parameter is an integer, a multiple of ``of``, and ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or value % of:
+        first = -(-least // of) * of
+        raise ParameterError(f"{name}={value!r} must be a whole number: {first}, {first + of}, {first + 2 * of}, …")
+
+
 def make_folder(out: str | os.PathLike) -> Path:
     """The folder, made if needed and fit to write to. Raises ParameterError."""
     path = Path(out).expanduser()

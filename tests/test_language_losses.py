@@ -234,5 +234,34 @@ def test_leda_refuses_what_does_not_fit(model):
         LEDALoss(model, continuous=False, discrete=False)
     with pytest.raises(ShapeError, match="differ"):
         LEDALoss(model)(torch.zeros(1, 1, 64, 64), torch.zeros(1, 1, 64, 128))
-    with pytest.raises(ShapeError, match="multiples of 16"):
-        LEDALoss(model)(torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32))
+    x = torch.zeros(1, 1, 64, 64)
+    with pytest.raises(ShapeError, match=r"multiples of 64 \(16 x 4\) for words and LEDA-D, got \(1, 1, 32, 32\)"):
+        LEDALoss(model)(x[..., :32, :32], x[..., :32, :32])
+    assert LEDALoss(model, discrete=False)(x[..., :32, :32], x[..., :32, :32]) == 0
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ParameterError, match="the prediction has values that are not finite"):
+            LEDALoss(model)(x.clone().index_fill_(3, torch.tensor(5), bad), x)
+    with pytest.raises(ParameterError, match="the reference has values from -800 to -800, far outside"):
+        LEDALoss(model)(x, x - 800)
+    assert LEDALoss(model, image_range=None)(x, x - 800) > 0
+    with pytest.raises(ParameterError, match="far outside HU"):
+        LEDALoss(model, image_range=None).features(x + 9000)
+
+
+def test_kept_features_must_fit(model):
+    x, kept = torch.rand(2, 1, 64, 64), LEDALoss(model, discrete=False).features(torch.rand(2, 1, 64, 64))
+    assert kept.discrete is None and LEDALoss(model, discrete=False)(x, kept) > 0
+    with pytest.raises(ParameterError, match="without LEDA-D"):
+        LEDALoss(model)(x, kept)
+    with pytest.raises(ShapeError, match="features of prediction and reference differ"):
+        LEDALoss(model, discrete=False)(x[:1], kept)  # one image would broadcast
+
+
+def test_leda_works_under_autocast(model):
+    x, y = torch.rand(1, 1, 64, 64, requires_grad=True), torch.rand(1, 1, 64, 64)
+    leda = LEDALoss(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = leda(x.bfloat16(), y)
+    loss.backward()
+    assert loss.dtype == torch.float32 and x.grad.abs().sum() > 0
+    assert loss.item() == pytest.approx(leda(x, y).item(), rel=0.2)  # bfloat16 has 3 digits; a few words change

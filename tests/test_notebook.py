@@ -46,6 +46,15 @@ def test_what_cannot_be_used_is_refused_by_name(tmp_path, wrong, says):
         notebook.parameters("nb", out=tmp_path, **wrong)
 
 
+@pytest.mark.parametrize("value", [0, -128, 200, "256", 256.0, True, None])
+def test_a_multiple_is_a_whole_number_of_a_kind(value):
+    with pytest.raises(ParameterError, match="side=.*whole number: 128, 256, 384"):
+        notebook.check_multiple("side", value, 128)
+    notebook.check_multiple("side", 384, 128)
+    with pytest.raises(ParameterError, match="patients=2 .*4, 6, 8"):
+        notebook.check_multiple("patients", 2, 2, least=4)
+
+
 def test_a_file_in_the_way_of_out(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ParameterError, match="cannot be made a folder"):

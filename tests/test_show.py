@@ -389,15 +389,18 @@ def test_a_table_has_every_method_of_a_group_and_the_interval_of_its_gain():
         for m, p in (("pseudo_inverse", 20.0), ("ddnm_plus", 22.0))
     ]
     result = BenchmarkResult(pd.DataFrame(rows), SOFT_TISSUE, "pseudo_inverse", ["psnr", "ssim", "vif"])
-    table = benchmark_table(result, "sr4, soft", 0.25)
+    case = "sr4, soft", 0.25
+    table = benchmark_table(result, *case)
     assert [row["method"] for row in table.rows] == ["pseudo_inverse", "ddnm_plus"]
     first, second = table.rows
-    assert second["PSNR (dB)"] == pytest.approx(25.5) and first["gain over pseudo_inverse, 95 %"] == ""
-    assert second["gain over pseudo_inverse, 95 %"] == "+2.00 (+2.00 … +2.00)"
+    assert second["PSNR (dB)"] == pytest.approx(25.5) and first["PSNR: gain over pseudo_inverse (dB), 95 %"] == ""
+    assert second["PSNR: gain over pseudo_inverse (dB), 95 %"] == "+2.00 (+2.00 … +2.00)"
     chosen = benchmark_table(result, "sr4, soft", 0.25, {"ssim": "S"}, names={"ddnm_plus": "DDNM+"}, gain="ssim")
     gain = "+0.000 (+0.000 … +0.000)"
     assert chosen.rows == [{"method": "DDNM+", "S": 0.7, "SSIM: gain over pseudo_inverse, 95 %": gain}]
     assert chosen.better == {"S": "high"}
+    few = benchmark_table(BenchmarkResult(pd.DataFrame(rows[:4]), SOFT_TISSUE, "pseudo_inverse", ["psnr"]), *case)
+    assert few.columns == ["method", "PSNR (dB)"]  # two patients have no interval
     with pytest.raises(ParameterError, match="no result of 'sr8'"):
         benchmark_table(result, "sr8", 0.25)
     two = [row | dict(reference=kind, psnr=row["psnr"] + d) for row in rows for kind, d in (("a", 0), ("b", 5))]

@@ -11,8 +11,10 @@ from matplotlib.colors import to_hex
 from ldctlib.data.captions import DrawnSlice
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.phantom.organs import ID
+from ldctlib.show.answers import nb04 as answers
+from ldctlib.show.exercises import check
 from ldctlib.show.notebooks import nb04
-from ldctlib.units import SOFT_TISSUE
+from ldctlib.units import LUNG, SOFT_TISSUE
 
 GRID = (32, 32)
 LONG = "a-word-of-more-letters-than-a-block-of-layer-two-has-room-for"
@@ -76,8 +78,10 @@ def test_blocks_are_outlined_and_the_image_is_in_its_window():
     assert lines == [list(range(0, 33, 4))] * 2 + [[0, 16, 32]] * 2
     colours = {text.get_text(): to_hex(text.get_color()).upper() for text in written(figure)}
     assert colours == {"fat": nb04.WRONG, "liver": nb04.LAYER_COLOURS[1]}
+    boxed = {text.get_text() for text in written(figure) if text.get_bbox_patch() is not None}
+    assert boxed == {"fat"}
     legend = [text.get_text() for text in figure.texts]
-    assert legend == ["■ layer 1", "■ layer 2", "■ known not to apply", "window [-160, 240] HU"]
+    assert legend == ["■ layer 1", "■ layer 2", "□ known not to apply", "window [-160, 240] HU"]
     figure = nb04.words_on_image(image, [(1, 23, 7, "liver")], GRID)
     assert [text.get_text() for text in figure.texts] == ["■ layer 1", "window [-160, 240] HU"]
 
@@ -119,6 +123,7 @@ def test_gradients_have_the_loss_s_sign_and_unit_size():
         found = nb04.gradient_images({"square": lambda y: y.square().mean(), "sum": torch.sum}, x)
     torch.testing.assert_close(found["square"], x / (14 / 4) ** 0.5)
     torch.testing.assert_close(found["sum"], torch.ones_like(x))
+    assert not nb04.gradient_images({"flat": lambda y: 0 * y.sum()}, x)["flat"].any()
 
 
 def test_the_explorer_redraws_for_a_view_and_its_layers():
@@ -133,8 +138,16 @@ def test_the_explorer_redraws_for_a_view_and_its_layers():
     assert len(written(panel.figure())) == 4 and len(written(panel.figure("dark", (2,)))) == 64
     marked = {view: "known not to apply" in str([t.get_text() for t in panel.figure(view).texts]) for view in views}
     assert marked == {"dark": True, "bright": False}
+    own = nb04.words_explorer(views, GRID, window={"dark": LUNG})
+    windows = [own.figure(view).axes[0].images[0].get_clim() for view in views]
+    assert windows == [(LUNG.low, LUNG.high), (SOFT_TISSUE.low, SOFT_TISSUE.high)]
     with pytest.raises(ParameterError, match="needs a view"):
         nb04.words_explorer({}, GRID)
+    with pytest.raises(ParameterError, match="no view 'brigth'.*mean 'bright'.*dark, bright"):
+        panel.figure("brigth")
+    for layers in (1, (3,), ()):
+        with pytest.raises(ParameterError, match=r"some of \(1, 2\)"):
+            panel.figure("dark", layers)
 
 
 @pytest.mark.parametrize(("size", "grid"), [(256, (32, 32)), (384, (48, 48))])
@@ -146,3 +159,35 @@ def test_organs_are_looked_for_under_their_words(size, grid):
     assert nb04.organs_under_words(said, grid, drawn) == (1, 2)
     assert nb04.organs_under_words(said, grid, drawn, shift=-1) == (1, 2)  # now the second word's
     assert nb04.organs_under_words(said, grid, drawn, shift=3) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "says"),
+    [
+        ("04.positions", 4096, "layer 3 alone"),
+        ("04.positions", 4352, "One layer is missing"),
+        ("04.positions", 1092, "16-fold"),
+        ("04.positions", 4367, "How large is the grid"),
+        ("04.positions", "4,368", "One number, please: the sum"),
+        ("04.positions", [16, 256, 4096], "One number, please: the sum"),
+        ("04.pool", answers._strictly, "≥, not >"),
+        ("04.pool", answers._whole_batch, "whole batch"),
+        ("04.pool", answers._of_words, "the other dimension"),
+        ("04.pool", answers._without_low, "smallest is not 0"),
+        ("04.controls", "B and E", "stand up to noise"),
+        ("04.controls", "B", "Two letters"),
+    ],
+)
+def test_exercises_tell_mistakes_apart(name, answer, says):
+    verdict = check(name, answer)
+    assert verdict.state == "not yet" and says in verdict.message
+
+
+@pytest.mark.parametrize("answer", ["B and D", "bd", "D, B", ["B", "D"], {"d", "b"}, "B&D"])
+def test_two_letters_are_right_however_written(answer):
+    assert check("04.controls", answer).state == "right"
+
+
+def test_a_sum_is_right_as_any_number():
+    for answer in (4368, 4368.0, torch.tensor(4368), "4368"):
+        assert check("04.positions", answer).state == "right"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldctlib.errors import ParameterError
+from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.models.vqgan import VQGAN, VQGAN_RANGE
 from ldctlib.pipelines.words import Word, words
 
@@ -44,5 +44,12 @@ def test_words_of_padding_are_left_out(autoencoder):
 def test_refusals(autoencoder):
     with pytest.raises(ParameterError, match="40 words and the vocabulary 39"):
         words(autoencoder, VOCABULARY[:-1], image(64, 64))
-    with pytest.raises(ParameterError, match="1, 2 or 3"):
-        words(autoencoder, VOCABULARY, image(64, 64), layers=(0,))
+    for layers in ((0,), (), 1, "1"):
+        with pytest.raises(ParameterError, match=r"some of \(1, 2, 3\)"):
+            words(autoencoder, VOCABULARY, image(64, 64), layers=layers)
+    broken = image(64, 64)
+    broken[1, 0, 3, 3] = torch.nan
+    with pytest.raises(ParameterError, match="not finite"):
+        words(autoencoder, VOCABULARY, broken)
+    with pytest.raises(ShapeError, match="B, 1, H, W"):
+        words(autoencoder, VOCABULARY, broken[0, 0])

@@ -109,11 +109,15 @@ def _mean_log_sum(z: Tensor, codebook: Tensor, squares: Tensor, temperature: flo
     return sum(checkpoint(chunk, *part, codebook, squares, use_reentrant=False) for part in parts) / count
 
 
+PLAUSIBLE = (-2.0, 3.0)
+"""In units of :data:`~ldctlib.models.vqgan.VQGAN_RANGE`, -7000 to 8000 HU: what lies beyond is in another unit."""
+
+
 class Features(NamedTuple):
     """What LEDA compares of an image."""
 
     continuous: Tensor  # after quant_conv
-    discrete: Tensor  # mean codewords, with the straight-through gradient
+    discrete: Tensor | None  # mean codewords, with the straight-through gradient; None without LEDA-D
 
 
 class LEDALoss(nn.Module):
@@ -132,6 +136,8 @@ class LEDALoss(nn.Module):
     The discrete term's gradient goes straight through: in z_hat it is 2 (z_q_hat - z_q) / number of values, and not
     zero, although z_q_hat is constant almost everywhere. Sides must be multiples of ``autoencoder.multiple`` (with
     LEDA-C alone of ``factor``). :meth:`features` of a reference can be computed once and given in its place.
+
+    Raises ShapeError for other images, and ParameterError for values that are not finite or in another unit.
     """
 
     def __init__(
@@ -154,13 +160,27 @@ class LEDALoss(nn.Module):
     def train(self, mode: bool = True) -> LEDALoss:
         return super().train(False)
 
-    def features(self, images: Tensor) -> Features:
-        """Continuous and discrete features of images in ``image_range``."""
+    def features(self, images: Tensor, name: str = "image") -> Features:
+        """Continuous and discrete features of images in ``image_range``; errors call it ``name``."""
+        given = images
         if self.image_range != VQGAN_RANGE:
             hu = images if self.image_range is None else self.image_range.from_model(images)
             images = VQGAN_RANGE.to_model(hu)
-        z = self.autoencoder.encode(images)
-        return Features(z, self.autoencoder.quantiser(z).z_q if self.discrete else z)
+        if images.numel():  # others are refused for their shape
+            low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+            if not PLAUSIBLE[0] <= low <= high <= PLAUSIBLE[1]:  # NaN is neither
+                raise ParameterError(self._implausible(given.detach(), name))
+        if self.discrete:
+            quantised = self.autoencoder.quantise(images)
+            return Features(quantised.z, quantised.z_q)
+        return Features(self.autoencoder.encode(images), None)
+
+    def _implausible(self, images: Tensor, name: str) -> str:
+        if not torch.isfinite(images).all():
+            return f"the {name} has values that are not finite: mend the input, or the training that made it"
+        unit = "HU (image_range=None)" if self.image_range is None else f"image_range={self.image_range}"
+        values = f"{images.min().item():g} to {images.max().item():g}"
+        return f"the {name} has values from {values}, far outside {unit}: say what range they are in, or clip them"
 
     def terms(self, prediction: Tensor, reference: Tensor | Features) -> dict[str, Tensor]:
         """The terms that are asked for, unweighted: "leda_c" and "leda_d"."""
@@ -168,8 +188,13 @@ class LEDALoss(nn.Module):
             if prediction.shape != reference.shape:
                 raise ShapeError(f"prediction {tuple(prediction.shape)} and reference {tuple(reference.shape)} differ")
             with torch.no_grad():
-                reference = self.features(reference)
-        estimate, terms = self.features(prediction), {}
+                reference = self.features(reference, "reference")
+        estimate, terms = self.features(prediction, "prediction"), {}
+        if self.discrete and reference.discrete is None:
+            raise ParameterError("the kept features of the reference are those of a loss without LEDA-D")
+        if estimate.continuous.shape != reference.continuous.shape:
+            shapes = f"{tuple(estimate.continuous.shape)} and {tuple(reference.continuous.shape)}"
+            raise ShapeError(f"features of prediction and reference differ: {shapes}")
         if self.continuous:
             terms["leda_c"] = F.mse_loss(estimate.continuous.float(), reference.continuous.float())
         if self.discrete:

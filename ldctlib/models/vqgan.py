@@ -105,9 +105,7 @@ class VQGAN(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Continuous features after ``quant_conv``, in the codebook's unit: (B, 1, H, W) -> (B, C, H / f, W / f)."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels or any(n % self.factor or not n for n in x.shape[-2:]):
-            wanted = f"(B, {self.in_channels}, H, W) with H and W multiples of {self.factor}"
-            raise ShapeError(f"this VQGAN takes {wanted}, got {tuple(x.shape)}: crop or pad the image")
+        self._check(x, self.factor, "")
         views = [window.to_model(VQGAN_RANGE.from_model(x)).clamp(0, 1) for window in self.windows]
         x = torch.cat([x, *views], dim=1).to(self.quant_conv.weight.dtype)
         z = self.encoder(F.pixel_unshuffle(x, self.unshuffle))
@@ -118,7 +116,14 @@ class VQGAN(nn.Module):
 
     def quantise(self, x: Tensor) -> Quantised:
         """The words of an image, and the features on the way: (B, 1, H, W) with H and W multiples of ``multiple``."""
+        stride = PYRAMID[0][0]
+        self._check(x, self.multiple, f" ({stride} x {self.factor}) for words and LEDA-D")
         return self.quantiser(self.encode(x))
+
+    def _check(self, x: Tensor, multiple: int, why: str) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or any(n % multiple or not n for n in x.shape[-2:]):
+            wanted = f"(B, {self.in_channels}, H, W) with H and W multiples of {multiple}{why}"
+            raise ShapeError(f"this VQGAN takes {wanted}, got {tuple(x.shape)}: crop or pad it (ldctlib.image.fit)")
 
     def decode(self, z: Tensor) -> Tensor:
         """Features or words (B, C, h, w), in the codebook's unit -> image (B, 1, h f, w f)."""

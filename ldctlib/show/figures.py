@@ -158,7 +158,14 @@ def disagreement(
 
 
 def curves(
-    panels: Mapping[str, Mapping[str, Any]], *, xlabel: str, levels=None, reference=None, log_x=False, falling=False
+    panels: Mapping[str, Mapping[str, Any]],
+    *,
+    xlabel: str,
+    levels=None,
+    reference=None,
+    log_x=False,
+    falling=False,
+    one_legend=False,
 ) -> Figure:
     """Line plots side by side: panel (its y label) → line name → (x, y).
 
@@ -166,6 +173,7 @@ def curves(
     reference : name of the line to compare with, black and dashed
     log_x : powers of two on the x axis, for numbers of steps
     falling : the largest x on the left, for times that a sampler walks down
+    one_legend : below all panels, which have the same lines
     """
     if not panels or not all(panels.values()):
         raise ParameterError("curves need at least one panel, and a line in each")
@@ -189,7 +197,10 @@ def curves(
         if falling:
             axis.invert_xaxis()
         axis.set(xlabel=xlabel, ylabel=label)
-        axis.legend(fontsize=8)
+        if not one_legend:
+            axis.legend(fontsize=8)
+    if one_legend:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

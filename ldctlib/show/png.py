@@ -17,6 +17,7 @@ DPI = 92
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe & Ito (2008): distinguishable with every common colour blindness."""
 ROI_COLOUR = "#E69F00"
+ERROR_COLOUR = "#FF2A2A"  # beside COLOURS: of marks with a second sign, for those who see no red
 LEVELS = 96  # of each colour map in an embedded image: 4 HU in a window of 400, below what an eye tells apart
 
 STYLE = (
@@ -88,7 +89,7 @@ def _palette(figure: Figure) -> np.ndarray | None:
         return None
     shaded = [part for axis in figure.axes for part in (*axis.images, *axis.collections)]
     maps = {"gray": colormaps["gray"]} | {m.name: m for m in (p.get_cmap() for p in shaded) if m is not None}
-    steps = np.linspace(0, 1, min(LEVELS, (256 - 3 * len(COLOURS)) // len(maps)))
-    lines = np.array([to_rgb(colour) for colour in COLOURS])
+    steps = np.linspace(0, 1, min(LEVELS, (256 - 3 * len(COLOURS) - 3) // len(maps)))
+    lines = np.array([to_rgb(colour) for colour in (*COLOURS, ERROR_COLOUR)])
     blends = [lines * weight + (1 - weight) for weight in (1.0, 0.6, 0.3)]  # anti-aliased on white
     return np.rint(255 * np.concatenate([m(steps)[:, :3] for m in maps.values()] + blends)).astype(np.uint8)

@@ -85,7 +85,8 @@ def benchmark_table(
 
     titles : metric -> heading, for the metrics to show; by default all, under their labels.
     names : method -> its name in the table, for the methods to show; by default all.
-    gain : the metric of the last column, the difference to ``result.baseline``.
+    gain : the metric of the last column, the difference to ``result.baseline``. There is none without an interval: it
+        takes patients enough.
     reference : "truth" or "full dose", where the group was measured against both.
 
     Raises ParameterError where there is no such group, and where it has two references and none is named.
@@ -104,8 +105,8 @@ def benchmark_table(
     titles = {m: METRICS[m].label for m in result.metrics} if titles is None else titles
     names = {s.method: s.method for s in chosen} if names is None else names
     lines: dict[str, dict] = {method: {"method": name} for method, name in names.items()}
-    what = "" if gain == "psnr" else f"{METRICS[gain].label.partition(' (')[0]}: "
-    gained = f"{what}gain over {names.get(result.baseline, result.baseline)}, 95 %"
+    what, bracket, unit = METRICS[gain].label.partition(" (")
+    gained = f"{what}: gain over {names.get(result.baseline, result.baseline)}{bracket}{unit}, 95 %"
     gains = {}
     for score in chosen:
         if score.method in lines and score.metric in titles:
@@ -113,7 +114,7 @@ def benchmark_table(
         if score.metric == gain and score.method != result.baseline and not math.isnan(score.low):
             digits = METRICS[gain].digits
             gains[score.method] = f"{score.difference:+.{digits}f} ({score.low:+.{digits}f} … {score.high:+.{digits}f})"
-    made = [line | {gained: gains.get(method, "")} for method, line in lines.items()]
+    made = [line | ({gained: gains.get(method, "")} if gains else {}) for method, line in lines.items()]
     digits = {title: METRICS[metric].digits for metric, title in titles.items()}
     better = {titles[m]: end for m, end in RANKED.items() if m in titles and any(titles[m] in line for line in made)}
     return Table(made, better=better, digits=digits)

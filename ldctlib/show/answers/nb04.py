@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -14,16 +15,31 @@ SIDE, FACTOR = 512, 8
 """Of the slice in "04.positions", and of the network's downsampling."""
 GRID = SIDE // FACTOR
 LOOKED_UP = sum((GRID // stride) ** 2 for stride in (16, 4, 1))
+_is_right = number(LOOKED_UP, within=1e-4)  # relative: no other whole number
+
+
+def _is_number(answer: Any) -> bool:
+    try:
+        return not isinstance(answer, bool) and float(answer) == float(answer)
+    except (TypeError, ValueError):
+        return False
 
 
 # ---------------------------------------------------------------- 04.pool
 
-COSINES = torch.tensor([[0.270, 0.262, 0.255, 0.230], [0.310, 0.335, 0.300, 0.331], [-0.10, 0.40, 0.30, 0.05]])
+COSINES = torch.tensor([[0.270, 0.262, 0.255, 0.230], [0.310, 0.335, 0.300, 0.331], [-0.10, 0.40, 0.31, 0.06]])
+AT_THRESHOLD = torch.tensor([[-512.0, 512.0, 0.0, 256.0], [512.0, 0.0, 256.0, -512.0]])
+"""At 0, 1, 1/2 and 3/4 of each image's range, exactly in float32, however it is computed."""
 
 
 def _pool(similarities, threshold):
     low, high = similarities.amin(dim=1, keepdim=True), similarities.amax(dim=1, keepdim=True)
     return (similarities - low) / (high - low) >= threshold
+
+
+def _strictly(similarities, threshold):
+    low, high = similarities.amin(dim=1, keepdim=True), similarities.amax(dim=1, keepdim=True)
+    return (similarities - low) / (high - low) > threshold
 
 
 def _raw(similarities, threshold):
@@ -45,8 +61,9 @@ def _without_low(similarities, threshold):
 
 def _agrees(answer: Any, right: Any) -> bool:
     return all(
-        torch.equal(torch.as_tensor(answer(COSINES.clone(), threshold)).bool(), right(COSINES, threshold))
-        for threshold in (0.95, 0.8, 0.6, 0.3)
+        torch.equal(torch.as_tensor(answer(given.clone(), threshold)).bool(), right(given, threshold))
+        for given, thresholds in ((COSINES, (0.95, 0.8, 0.6, 0.3)), (AT_THRESHOLD, (1.0, 0.75, 0.5)))
+        for threshold in thresholds
     )
 
 
@@ -54,21 +71,23 @@ def _agrees(answer: Any, right: Any) -> bool:
 
 
 def _letters(answer: Any) -> set[str]:
-    letters = {letter.strip().upper() for each in ([answer] if isinstance(answer, str) else answer) for letter in each}
-    return letters - {"", ",", " "}
+    """Of "BD", "b, d", "B and D", ["B", "D"]: those of words that have no other letters."""
+    text = answer if isinstance(answer, str) else " ".join(map(str, answer))
+    return set("".join(re.findall(r"\b[A-E]+\b", text.upper())))
 
 
 EXERCISES = [
     Exercise(
         name="04.positions",
         prompt=f"How many words does the pyramid look up, all layers together, for a slice of {SIDE}²? A number.",
-        accept=number(LOOKED_UP, within=0.5),
+        accept=lambda answer: _is_number(answer) and _is_right(answer),
         right=LOOKED_UP,
         wrong=1092,
         because=f"{FACTOR}-fold downsampling leaves a grid of {GRID} × {GRID}. Every 16th, every 4th and every "
         f"position along each axis: {(GRID // 16) ** 2} + {(GRID // 4) ** 2} + {GRID**2}.",
         hint=f"How large is the grid of features of a slice of {SIDE}²? Then take every 16th, 4th and every position.",
         hints=(
+            (lambda a: not _is_number(a), "One number, please: the sum of the three layers, such as answer = 1000."),
             (
                 lambda a: float(a) == 1092,
                 "That is 4 + 64 + 1024, of the paper's 16-fold downsampling. This network downsamples 8-fold.",
@@ -105,6 +124,7 @@ EXERCISES = [
                 lambda f: _agrees(f, _of_words),
                 "You normalised each word over the images. Normalise each image over the words: the other dimension.",
             ),
+            (lambda f: _agrees(f, _strictly), "Nearly: a word exactly at the threshold is in, too (≥, not >)."),
             (lambda f: _agrees(f, _without_low), "Largest is 1, but smallest is not 0: take the smallest away first."),
         ),
     ),
@@ -115,7 +135,7 @@ EXERCISES = [
         right="BD",
         wrong="AB",
         because="Mixed-up words (B) show what the vocabulary gives away by chance, words of another slice (D) what "
-        "holds for every slice. Only what is right beyond both was said of this image.",
+        "holds for any slice of the region. Only what is right beyond both was said of this image.",
         hint="A control keeps everything but the one thing in question: first the words' meaning, then the image.",
         hints=(
             (lambda a: len(_letters(a)) != 2, "Two letters of A to E, please, such as answer = 'AB'."),

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ldctlib.data.captions import INDEX, DrawnSlice, Facts, word_truth
 from ldctlib.data.vocabulary import ORGAN_WORDS
-from ldctlib.errors import ParameterError
+from ldctlib.errors import ParameterError, did_you_mean
 from ldctlib.models.pyramid_quantiser import PYRAMID, positions
+from ldctlib.pipelines.words import check_layers
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import grid as images_in_lines
 from ldctlib.show.figures import plane
-from ldctlib.show.png import COLOURS
+from ldctlib.show.png import COLOURS, ERROR_COLOUR
 from ldctlib.show.widgets import Panel, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 SIDE = 6.4  # inches: the image that words are written on
 SIZES = {1: (13, 9), 2: (9, 5)}  # points: of a word that fits, and the smallest, in each layer
 LAYER_COLOURS = {1: COLOURS[4], 2: COLOURS[5], 3: COLOURS[2]}
-WRONG = COLOURS[1]
+WRONG = ERROR_COLOUR  # in a box, too
 
 
 def vqgan_diagram(positions: Sequence[int] = (4, 64, 1024), words: Sequence[str] | None = None) -> Figure:
@@ -88,7 +89,8 @@ def gradient_images(losses: Mapping[str, Callable[[Tensor], Tensor]], prediction
         with torch.enable_grad():
             x = prediction.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(loss(x), x)
-        out[name] = gradient / gradient.square().mean().sqrt()
+        scale = gradient.square().mean().sqrt()  # 0 where an image has what the loss wants
+        out[name] = gradient / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     return out
 
 
@@ -105,7 +107,7 @@ def words_on_image(
     image_hu : (H, W) or (1, 1, H, W)
     words : (layer, row, column, word), positions on the latent's grid; those of one block must be one
     grid : rows and columns of the latent's grid, multiples of 16
-    wrong : words that are known not to apply, in another colour
+    wrong : words that are known not to apply, red and in a box
 
     A word shrinks until it fits its block, and is cut where it would be too small to read. Raises ParameterError for a
     layer, a position or a grid that the pyramid does not have, and for two words in one block.
@@ -134,8 +136,10 @@ def words_on_image(
             text.set(fontweight="bold" if layer == 1 else "normal", gid=f"layer {layer}")
             text.set_path_effects([withStroke(linewidth=2.2, foreground="black")])
             _fit(text, SIZES[layer], 0.92 * side / grid[1] * width * figure.dpi)
+            if word in wrong:
+                text.set_bbox(dict(boxstyle="square,pad=0.12", facecolor="black", edgecolor=WRONG, linewidth=1.2))
     names = [(f"■ layer {n}", LAYER_COLOURS[n]) for n in sorted({each[0] for each in words})] + [
-        ("■ known not to apply", WRONG)
+        ("□ known not to apply", WRONG)
     ] * bool(wrong)
     for place, (name, colour) in enumerate(names):
         figure.text((0.1 + 1.2 * place) / width, 0.09 / (height + 0.3), name, color=colour, fontsize=9)
@@ -150,6 +154,8 @@ def organs_under_words(
 
     words, grid : as in :func:`words_on_image`
     shift : blocks further, line by line and round the slice, that are looked at instead: a control
+
+    A pixel of the organ in the block is enough.
     """
     facts, side = Facts(drawn.anatomy, drawn.phase, 0.0), _block(2)
     rows, columns = (n // side for n in grid)
@@ -169,13 +175,16 @@ def words_explorer(
     views: Mapping[str, tuple[Any, Sequence[tuple[int, int, int, str]]]],
     grid: tuple[int, int],
     *,
-    window: Window = SOFT_TISSUE,
+    window: Window | Mapping[str, Window] = SOFT_TISSUE,
     wrong: Mapping[str, Collection[str]] | None = None,
 ) -> Panel:
     """Choose a view, which is a name -> (image, its words), and the layers whose words are written on it.
 
-    grid, window : as in :func:`words_on_image`, for all views. The static figure is of the last view.
+    grid : as in :func:`words_on_image`, for all views. The static figure is of the last view.
+    window : for all views; or a view's name -> its own, the soft tissue's for those not named
     wrong : a view's name -> words that are known not to apply to it
+
+    The figure of a view that is not there, or of layers other than 1 and 2, is a ParameterError.
     """
     import ipywidgets as w
 
@@ -187,9 +196,13 @@ def words_explorer(
     }
 
     def figure(view: str = list(views)[-1], layers: Collection[int] = (1, 2)) -> Figure:
+        if view not in views:
+            raise ParameterError(f"no view {view!r}{did_you_mean(view, views)}; there are: {', '.join(views)}")
+        check_layers(layers, 2)
         image, words = views[view]
         chosen = [word for word in words if word[0] in layers]
-        return words_on_image(image, chosen, grid, window=window, wrong=(wrong or {}).get(view, ()))
+        own = window if isinstance(window, Window) else window.get(view, SOFT_TISSUE)
+        return words_on_image(image, chosen, grid, window=own, wrong=(wrong or {}).get(view, ()))
 
     def render(view: str, layers: Collection[int]) -> np.ndarray:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
