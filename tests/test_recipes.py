@@ -104,7 +104,7 @@ def test_recipes_are_complete(name):
             network = checkpoints.model_class(recipe.saved.model)(**recipe.saved.config)
         if recipe.pipeline is not None:
             assert set(recipe.pipeline.conditions) == set(network.conditions)
-            if recipe.pipeline.autoencoder:
+            if recipe.pipeline.autoencoder in recipes.RECIPES:
                 autoencoder = recipes.recipe(recipe.pipeline.autoencoder, profile).saved
                 assert autoencoder.config["latent_channels"] == network.in_channels
         for other in running.needs(name, profile):

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ldctlib import checkpoints, generators
+from ldctlib import generators
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.data.anatomy_masks import CLASSES, LIVER, TABLES
 from ldctlib.data.six_dose import DOSES, scanned_slices
@@ -34,13 +33,11 @@ from ldctlib.metrics.distribution import frechet_distance, kernel_distance, mmd,
 from ldctlib.metrics.obedience import noise_sd
 from ldctlib.metrics.segmentation import segmentation_scores
 from ldctlib.metrics.statistics import paired_bootstrap
+from ldctlib.pipelines.segmentation import JUDGE, SEGMENTER, quality, segment
 from ldctlib.pipelines.synthesis import SynthesisPipeline
 from ldctlib.units import SOFT_TISSUE
 
-SEGMENTER, JUDGE = "segmenter", "iqa_simulated_dose"
 FULL_DOSE_SD_HU = (8.0, 12.0)
-SEGMENTED = 128
-"""Pixels a side that the segmenter and the judge of quality see."""
 ORGANS = tuple(CLASSES.index(name) for name in ("bone", "liver", "spleen", "kidney", "vessel"))
 """Classes whose mean Dice is told beside the liver's."""
 
@@ -111,32 +108,11 @@ def _cell(score: tuple[float, float, float] | None) -> str:
     return f"{score[0]:.{digits}f}{interval}"
 
 
-@torch.no_grad()
-def segment(images_hu: Tensor, batch: int = 32) -> Tensor:
-    """Masks (N, 1, H, W) that the shipped segmenter, which no generator was trained with, finds in images in HU."""
-    checkpoint = checkpoints.load(checkpoints.find(SEGMENTER))
-    network, out = checkpoints.build(checkpoint).eval(), []
-    for part in images_hu.split(batch):
-        x = F.interpolate(checkpoint.range.to_model(part).clamp(-1, 1), (SEGMENTED,) * 2, mode="area")
-        logits = F.interpolate(network(x), part.shape[-2:], mode="bilinear", align_corners=False)
-        out.append(logits.argmax(1, keepdim=True).to(torch.uint8))
-    return torch.cat(out)
-
-
-@torch.no_grad()
-def quality(images_hu: Tensor, batch: int = 32) -> np.ndarray:
-    """Scores (N,) from 0 to 4 of a judge trained on simulated doses."""
-    checkpoint = checkpoints.load(checkpoints.find(JUDGE))
-    network = checkpoints.build(checkpoint).eval()
-    parts = [network(checkpoint.range.to_model(part).clamp(-1, 1)) for part in images_hu.split(batch)]
-    return torch.cat(parts).flatten().numpy()
-
-
 def score_set(
     images_hu: Tensor, cases: Cases, *, reference: dict[str, Any], distances: bool = True
 ) -> dict[str, tuple[float, float, float]]:
     """All scores of images made for the cases; ``reference`` is :func:`seen` of the cases' own scans."""
-    found, out = segment(images_hu), {}
+    found, judged, out = segment(images_hu), quality(images_hu).numpy(), {}
 
     def mean(values: np.ndarray) -> tuple[float, float, float]:
         counts = np.isfinite(values)
@@ -161,8 +137,8 @@ def score_set(
     out["HD95, liver (mm)"] = mean(overlap.hausdorff95_mm[:, liver] * scale)
     out["recall, liver"] = mean(overlap.recall[:, liver])
     out["precision, liver"] = mean(overlap.precision[:, liver])
-    out["quality"] = mean(quality(images_hu))
-    out["|Δ quality|"] = mean(np.abs(quality(images_hu) - reference["quality"]))
+    out["quality"] = mean(judged)
+    out["|Δ quality|"] = mean(np.abs(judged - reference["quality"]))
     ratio = noise_ratio(images_hu, cases, found)
     out["noise / asked for"] = mean(ratio)
     return out
@@ -193,7 +169,7 @@ def seen(images_hu: Tensor) -> dict[str, Any]:
             out[backbone] = image_features(
                 images_hu.split(32), window=window, backbone=backbone.split("/")[0], layer=layer
             )
-    out["quality"] = quality(images_hu)
+    out["quality"] = quality(images_hu).numpy()
     return out
 
 
@@ -234,7 +210,10 @@ def run(
     others : scans of other patients, for the row "real".
     files : checkpoints in place of the shipped ones, by generator.
     """
-    result, reference = SynthesisResult(), seen(cases.images_hu) if distances else {"quality": quality(cases.images_hu)}
+    result, reference = (
+        SynthesisResult(),
+        seen(cases.images_hu) if distances else {"quality": quality(cases.images_hu).numpy()},
+    )
     result.notes["n"] = (
         f"{len(cases)} images of {len(set(cases.patients))} patients, {steps} steps, guidance {guidance:g}"
     )

@@ -13,19 +13,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ldctlib.ct.dose import Scanner, noise_only
+from ldctlib.ct.dose_scaling import at_dose, std_map_scale
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.kernels import edge_blur_px
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.projector import projector
 from ldctlib.data.anatomy_masks import TABLES
-from ldctlib.data.banks import random_kernel
+from ldctlib.data.banks import draw_scans, random_kernel
+from ldctlib.data.case import Case
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.data.patches import ENDLESS, crops
-from ldctlib.errors import ParameterError
+from ldctlib.errors import ParameterError, ScanError
 from ldctlib.image import gaussian_blur
 from ldctlib.phantom.patient import Patient
 from ldctlib.units import hu_to_mu
@@ -114,11 +117,9 @@ class SixDoseConfig:
 
     embedded = "phantom slices at six doses, and scikit-image's photographs with their noise"
 
-    def open(self, collection: Collection | None = None) -> SixDoseSlices:
-        """The stream of phantoms. Pairs of scans go through ``ct.dose_scaling`` first."""
-        if collection is not None:
-            raise ParameterError("six doses with organ labels are made of phantoms: this training takes no folder")
-        return SixDoseSlices(self)
+    def open(self, collection: Collection | None = None) -> Dataset:
+        """The stream of phantoms, or of a collection's pairs."""
+        return SixDoseSlices(self) if collection is None else SixDosePairs(collection, self)
 
     def tiny(self, multiple: int = 1) -> SixDoseConfig:
         """Few small slices that are drawn at once, to see that a training starts."""
@@ -170,3 +171,41 @@ class SixDoseSlices(Dataset):
             mask = torch.from_numpy(TABLES["phantom"][drawn.labels])[None]
             sample |= {"noise_map_hu": std_map(noise[None])[0], "mask": mask, "pixel_mm": torch.tensor(drawn.pixel_mm)}
         return sample
+
+
+class SixDosePairs(Dataset):
+    """The same stream from real pairs (section 3.3): {"image_hu", "noise_map_hu" (1, S, S) float32 in HU, "dose"}.
+
+    The low dose of these collections was inserted into the full-dose scan: a dose d is x_fd + alpha (x_ld - x_fd), and
+    its noise map that of b (x_ld - x_fd) (:mod:`~ldctlib.ct.dose_scaling`, "nested"). Slices are averaged to
+    ``config.size`` pixels a side. There are no masks: a segmenter finds them, as in the paper.
+    """
+
+    def __init__(self, collection: Collection, config: SixDoseConfig = SixDoseConfig()):
+        self.config, self._collection, self._generation = config, collection.pairs(), None
+        if not len(self._collection):
+            raise ScanError(f"{collection.name} holds no case with both doses: six doses are made from pairs")
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        c = self.config
+        if n // c.refresh != self._generation:
+            self._generation = n // c.refresh
+            rng = np.random.default_rng([c.seed, 0xBA2E, self._generation])
+            self._bank: list[tuple[np.ndarray, np.ndarray, float]] = []
+            while len(self._bank) < c.n_slices:
+                case = self._collection.cases[rng.integers(len(self._collection))]
+                some = Collection(self._collection.name, self._collection.layout, (case,))
+                few = min(16, c.n_slices - len(self._bank))
+                self._bank += [(*pair, case.dose or 0.25) for pair in draw_scans(some, rng, few, Case.load_pair)]
+        rng = np.random.default_rng([c.seed, 0x5A41, n])
+        which = rng.integers(len(self._bank))
+        full, low, measured_dose = self._bank[n % len(self._bank) if c.in_turn else which]
+        pair = torch.from_numpy(np.stack([full, low]))[:, None]
+        pair = F.interpolate(pair, (c.size, c.size), mode="area")
+        dose = float(c.doses[rng.integers(len(c.doses))])
+        image = at_dose(pair[:1], pair[1:], dose, measured_dose, "nested")
+        noise = std_map_scale(dose, measured_dose, "nested") * (pair[1:] - pair[:1])
+        return {"image_hu": image[0], "noise_map_hu": std_map(noise)[0], "dose": torch.tensor(dose)}

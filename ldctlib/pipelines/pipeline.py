@@ -21,6 +21,9 @@ from ldctlib.pipelines.grid import LatentGrid, PixelGrid
 from ldctlib.pipelines.regression import RegressionNetwork
 from ldctlib.units import Range
 
+PUBLISHED = "published:"
+"""Begins the name of a model that its own library reads, from a hub or a folder, in place of a checkpoint's."""
+
 
 @dataclass(frozen=True)
 class PipelineSpec:
@@ -34,8 +37,9 @@ class PipelineSpec:
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Names of the checkpoints that the pipeline is built with."""
-        return tuple(name for name in (self.autoencoder, self.estimator, self.clip) if name)
+        """Names of the checkpoints that the pipeline is built with; published models are not among them."""
+        names = (self.autoencoder, self.estimator, self.clip)
+        return tuple(name for name in names if name and not name.startswith(PUBLISHED))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,7 +22,13 @@ from ldctlib.diffusion.process import Process, noise_like
 from ldctlib.diffusion.samplers import Step
 from ldctlib.errors import CheckpointError, ParameterError
 from ldctlib.models.autoencoder import Posterior
-from ldctlib.pipelines.pipeline import PipelineSpec
+from ldctlib.pipelines.pipeline import PUBLISHED, PipelineSpec
+from ldctlib.pipelines.published_clip import published_clip
+from ldctlib.pipelines.published_vae import published_vae
+from ldctlib.units import SOFT_TISSUE, Range
+
+WINDOW_RANGE = Range(SOFT_TISSUE.low, SOFT_TISSUE.high)
+"""Images are clipped to the soft-tissue window before they are encoded: fixed, so that a dose keeps its meaning."""
 
 SOURCES = {"noise": "vector", "anatomy": "vector", "anatomy_map": "hint", "noise_map": "hint"}
 """What a condition is made of, and which input of the network takes it: CLIP's vector of the noise map or of the mask,
@@ -57,12 +63,18 @@ class SynthesisPipeline:
                 raise ParameterError(
                     f"{name} is made of {', '.join(s for s in SOURCES if SOURCES[s] == name)}; got {wrong}"
                 )
-        checkpoint = used[spec.autoencoder]
-        self.hu_range = checkpoint.range
-        self.autoencoder = checkpoints.build(checkpoint, map_location=self.device).requires_grad_(False)
-        self.clip = None
-        if spec.clip is not None:
-            self.clip = checkpoints.build(used[spec.clip], map_location=self.device).requires_grad_(False)
+        published = {"autoencoder": published_vae, "clip": published_clip}
+
+        def build(kind: str, name: str | None) -> nn.Module | None:
+            if name is None or name in used:
+                return None if name is None else checkpoints.build(used[name], map_location=self.device)
+            return published[kind](name.removeprefix(PUBLISHED)).to(self.device)
+
+        self.autoencoder = build("autoencoder", spec.autoencoder).requires_grad_(False)
+        self.clip = build("clip", spec.clip)
+        if self.clip is not None:
+            self.clip.requires_grad_(False)
+        self.hu_range = used[spec.autoencoder].range if spec.autoencoder in used else WINDOW_RANGE
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, device: str | torch.device = "cpu") -> SynthesisPipeline:
@@ -183,7 +195,7 @@ class SynthesisPipeline:
         """Scaled latents -> (B, 1, H, W) in HU: the noise-free image, and with generators the noise of each image."""
         raw = self.autoencoder.unscale(z)
         image = self.autoencoder.decode(raw)
-        if generators is not None:
+        if generators is not None and hasattr(self.autoencoder, "draw_noise"):
             white = noise_like(image.expand(-1, len(self.autoencoder.nodes), -1, -1), generators)
             image = image + self.autoencoder.draw_noise(raw, white)
         return self.hu_range.from_model(image.clamp(-1.0, 1.0))

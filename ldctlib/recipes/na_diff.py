@@ -6,7 +6,7 @@ window. ``na_autoencoder`` is this project's own of that shape.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,18 @@ from ldctlib.data.emulated import EmulationConfig
 from ldctlib.data.encoded import EncodedImages, encoded_once
 from ldctlib.data.six_dose import SixDoseConfig
 from ldctlib.losses import AutoencoderLoss, Ramp
+from ldctlib.models.dit import published_size
 from ldctlib.models.noise_autoencoder import noise_likelihood
 from ldctlib.pipelines import PipelineSpec
-from ldctlib.pipelines.synthesis import SynthesisPipeline
+from ldctlib.pipelines.pipeline import PUBLISHED
+from ldctlib.pipelines.published_clip import published_clip
+from ldctlib.pipelines.published_vae import SD_VAE, published_vae
+from ldctlib.pipelines.segmentation import segment
+from ldctlib.pipelines.synthesis import WINDOW_RANGE, SynthesisPipeline
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.leda import perceptual
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
-from ldctlib.units import SOFT_TISSUE, Range
-
-WINDOW_RANGE = Range(SOFT_TISSUE.low, SOFT_TISSUE.high)
-"""Images are clipped to the soft-tissue window before they are encoded: fixed, so that a dose keeps its meaning."""
 
 # ---------------------------------------------------------------- the autoencoder
 
@@ -119,23 +120,34 @@ NA_AUTOENCODER = {profile: autoencoder_recipe(profile) for profile in PROFILES}
 # ---------------------------------------------------------------- the diffusion transformers (Table 1)
 
 PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="v", min_snr=5.0)
+PAPER_PROCESS: dict[str, Any] = dict(schedule="linear", T=1000, prediction="eps")
+"""DiT's; the paper's loss is on eps (section 3.1)."""
+VIT_L = "openai/clip-vit-large-patch14"
 NATURAL_SOURCES, CT_SOURCES = ("noise_map",), ("noise", "anatomy", "anatomy_map")
 
 
 def encode(context: Context, folder: Path) -> EncodedImages:
-    """The stage's first ``n_images`` samples as moments of latents, with all conditions that any variant takes."""
-    pipeline, stage = synthesis_pipeline(context), context.stage
-    clip = None if pipeline.clip is None else context.needed[context.recipe.pipeline.clip].sha256
-    sources = NATURAL_SOURCES if clip is None else CT_SOURCES
-    identity = dict(data=asdict(stage.data), sources=list(sources), clip=clip)
-    identity["autoencoder"] = context.needed[context.recipe.pipeline.autoencoder].sha256
+    """The stage's first ``n_images`` samples as moments of latents, with all conditions that any variant takes.
+
+    Masks that the samples lack are found by the shipped segmenter.
+    """
+    pipeline, stage, spec = synthesis_pipeline(context), context.stage, context.recipe.pipeline
+    sources = NATURAL_SOURCES if pipeline.clip is None else CT_SOURCES
+    encoders = [
+        name if name is None or name.startswith(PUBLISHED) else context.needed[name].sha256
+        for name in (spec.autoencoder, spec.clip)
+    ]
+    identity = dict(data=asdict(stage.data), sources=list(sources), encoders=encoders, samples=str(context.described))
 
     def encoded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        out = pipeline.encode_images(batch["image_hu"])
-        out |= pipeline.encode_conditions(noise_map_hu=batch["noise_map_hu"], mask=batch.get("mask"), sources=sources)
+        out, mask = pipeline.encode_images(batch["image_hu"]), batch.get("mask")
+        if mask is None and sources is CT_SOURCES:
+            mask = segment(batch["image_hu"])
+        out |= pipeline.encode_conditions(noise_map_hu=batch["noise_map_hu"], mask=mask, sources=sources)
         return {name: t.half().cpu() for name, t in out.items()}
 
-    tensors = encoded_once(context.samples, stage.options["n_images"], encoded, identity=identity, folder=folder)
+    count = min(stage.options["n_images"], stage.train.steps * stage.train.batch_size)  # all that it looks at
+    tensors = encoded_once(context.samples, count, encoded, identity=identity, folder=folder)
     return EncodedImages(tensors, stage.train.seed)
 
 
@@ -176,36 +188,56 @@ REINITIALISED = ("vector_", "hint_")
 
 
 def variant(name: str, profile: str) -> Recipe:
+    """One of :data:`VARIANTS`; at the paper's profile on the latents and vectors of published models."""
     start, conditions, extra = VARIANTS[name]
-    vectors = conditions.get("vector", ())
-    config = SMALL_DIT | (dict(vectors=len(vectors), vector_dim=CLIP_DIM) if vectors else {}) | extra
-    natural = name == "na_natural"
+    natural, paper, vectors = name == "na_natural", profile == "paper", conditions.get("vector", ())
+    config = (published_size("DiT-L/4") | dict(input_size=32, in_channels=4)) if paper else SMALL_DIT
+    config = config | (dict(vectors=len(vectors), vector_dim=768 if paper else CLIP_DIM) if vectors else {}) | extra
     network = Network("dit", config, start, REINITIALISED if start == "na_natural" else ())
+    options: dict[str, Any] = dict(n_images=8_192, drop=0.1)
+    train: dict[str, Any] = dict(seed=43, precision="auto", channels_last=False)
+    data: Any = EmulationConfig(seed=402)
+    if not natural:
+        data = SixDoseConfig(seed=403, n_slices=64, refresh=128, in_turn=True)
     spec = PipelineSpec(PROCESS, "na_autoencoder", conditions=conditions, clip=None if natural else "clip")
-    steps, n_images, batch = (10, 8, 4) if profile == "workshop" else (STEPS[name], 8_192, 64)
-    data: Any = (
-        EmulationConfig(seed=402) if natural else SixDoseConfig(seed=403, n_slices=64, refresh=128, in_turn=True)
-    )
-    stage = Stage(
-        "whole",
-        TrainConfig(
-            steps=steps,
-            batch_size=batch,
-            lr=1e-3,
-            lr_end=1e-5,
-            warmup_steps=steps // 20,
-            betas=(0.9, 0.99),
-            seed=43,
-            precision="auto",
-            channels_last=False,
-            log_every=100 if profile == "train" else 5,
-            checkpoint_every=500,
-        ),
-        data,
-        dict(n_images=n_images, drop=0.1),
-    )
-    how: dict[str, Any] = dict(hu_range=WINDOW_RANGE, output="full dose", pipeline=spec, prepare=encode)
-    return Recipe({"dit": network}, (stage,), synthesis_updates, **how, paper="NA-Diff, Table 1", budget_mib=5.0)
+    epochs = None
+    if profile == "workshop":
+        options |= dict(n_images=8)
+        train |= dict(steps=10, batch_size=4, lr=1e-3, log_every=5)
+        small: dict[str, Any] = dict(n_photographs=4) if natural else dict(n_slices=4, refresh=8)
+        data = replace(data, size=128, **small)
+    elif profile == "train":
+        train |= dict(steps=STEPS[name], batch_size=64, lr=1e-3, lr_end=1e-5, warmup_steps=STEPS[name] // 20)
+        train |= dict(betas=(0.9, 0.99), log_every=100, checkpoint_every=500)
+    else:
+        options |= dict(n_images=20_000 if natural else 13_314, vae=SD_VAE, clip=VIT_L, photographs=None)
+        train |= dict(steps=100_000, batch_size=32, lr=1e-4, ema_decay=0.9999, schedule="constant", log_every=100)
+        epochs = 25 if natural else 150 if name in ("na_diff_e", "na_diff_f", "na_diff_f_sum") else 100
+        train |= dict(steps=epochs * options["n_images"] // 32)
+        spec = replace(spec, process=PAPER_PROCESS)
+    stage = Stage("whole", TrainConfig(**train), data, options)
+    how: dict[str, Any] = dict(hu_range=WINDOW_RANGE, output="full dose", prepare=encode)
+    made = Recipe({"dit": network}, (stage,), synthesis_updates, pipeline=spec, paper="NA-Diff, Table 1", **how)
+    return fit_published(replace(made, fit=fit_published)) if paper else replace(made, budget_mib=5.0)
+
+
+def fit_published(recipe: Recipe) -> Recipe:
+    """The recipe on the published models, and with the photographs, that its options name: ``vae``, ``clip``,
+    ``photographs`` (a folder). Other models than the paper's are asked for their sizes."""
+    (stage,), spec, config = recipe.stages, recipe.pipeline, recipe.saved.config
+    vae, clip, photographs = (stage.options[name] for name in ("vae", "clip", "photographs"))
+    spec = replace(spec, autoencoder=PUBLISHED + vae)
+    if vae != SD_VAE:
+        config = config | dict(in_channels=published_vae(vae).latent_channels)
+        config |= dict(hint_channels=config["in_channels"]) if recipe.saved.config.get("hint_mode") else {}
+    if spec.clip is not None:
+        spec = replace(spec, clip=PUBLISHED + clip)
+        if clip != VIT_L:
+            config = config | dict(vector_dim=published_clip(clip).model.config.projection_dim)
+    if isinstance(stage.data, EmulationConfig) and photographs is not None:
+        stage = replace(stage, data=replace(stage.data, folder=photographs))
+    networks = {"dit": replace(recipe.saved, config=config)}
+    return replace(recipe, stages=(stage,), pipeline=spec, networks=networks)
 
 
 STEPS = dict(na_natural=1_500, na_diff_a=4_000, na_diff_b=4_000, na_diff_c=4_000, na_diff_d=4_000)

@@ -139,6 +139,7 @@ class Context:
     needed: Mapping[str, Checkpoint]
     device: torch.device
     samples: Dataset | None = None  # what the stage learns from
+    described: Mapping[str, Any] = field(default_factory=dict)  # the same in words
 
     @property
     def network(self) -> nn.Module:

@@ -247,7 +247,7 @@ def run_stage(
     networks = {key: n.build(chosen.stages[0].train.seed + i) for i, (key, n) in enumerate(chosen.networks.items())}
     started = _start(chosen.networks, networks, folders) if part.init_from is None else {}
     samples = stage.data.open(source.collection)
-    context = Context(chosen, stage, networks, needed, make_accelerator(config).device, samples)
+    context = Context(chosen, stage, networks, needed, make_accelerator(config).device, samples, source.described)
     if chosen.prepare is not None:
         samples = chosen.prepare(context, part.target.parent)
         context = replace(context, samples=samples)
@@ -339,6 +339,8 @@ def dry(chosen: Recipe, *, narrow: bool) -> Recipe:
 def _narrow(config: dict[str, Any]) -> dict[str, Any]:
     """The same network with 32 channels at its widest resolution: it starts in seconds on any machine."""
     inner = {k: _narrow(v) for k, v in config.items() if isinstance(v, dict)}
+    if "hidden_size" in config:  # a transformer
+        inner |= dict(hidden_size=32, depth=2, num_heads=2)
     return config | inner | {k: min(config[k], 32) for k in ("width", "model_channels") if k in config}
 
 

@@ -10,12 +10,9 @@ from torch.utils.data import Dataset
 from ldctlib.data.anatomy_masks import CLASSES
 from ldctlib.data.sdct import LabelledConfig
 from ldctlib.losses.segmentation import segmentation_loss
+from ldctlib.pipelines.synthesis import WINDOW_RANGE
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, train
-from ldctlib.units import SOFT_TISSUE, Range
-
-WINDOW_RANGE = Range(SOFT_TISSUE.low, SOFT_TISSUE.high)
-"""Model units of networks that see an image in its window alone, since generated images hold nothing beyond it."""
 
 K = len(CLASSES)
 UNET = Network("segmentation_unet", dict(classes=K, widths=[24, 32, 64, 72], shuffle=2))
