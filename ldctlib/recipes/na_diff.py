@@ -77,32 +77,38 @@ SMALL_AUTOENCODER = Network(
 
 
 def autoencoder_recipe(profile: str) -> Recipe:
-    """Anatomy first, then the noise's bands count as much, then the rate falls."""
-    train: dict[str, Any] = dict(betas=(0.9, 0.99), clip_norm=1.0, lr=1e-3, checkpoint_every=250, precision="auto")
+    """Anatomy first, then the noise's bands count as much, then the rate falls. Last come whole slices: their air is
+    seen by group norms and attention."""
+    train: dict[str, Any] = dict(betas=(0.9, 0.99), clip_norm=1.0, checkpoint_every=250, precision="auto")
     data: dict[str, Any] = dict(photograph_share=0.2, patch=128)
     options: dict[str, Any] = dict(kl=5e-3, perceptual=0.02, perceptual_side=64)
     if profile == "workshop":
-        steps, train = (20, 5, 5), train | dict(batch_size=4, log_every=5)
+        steps, batch, train = (20, 5, 5, 2), 4, train | dict(log_every=5)
         data |= dict(n_slices=8, n_photographs=4)
     elif profile == "train":
-        steps, train = (750, 500, 750), train | dict(batch_size=8, log_every=50)
+        steps, batch, train = (750, 500, 750, 400), 8, train | dict(log_every=50)
     else:
-        steps, train = (50_000, 30_000, 50_000), train | dict(batch_size=8, log_every=100)
-    rates: list[dict[str, Any]] = [
-        dict(warmup_steps=min(100, steps[0] // 4), schedule="constant"),
-        dict(schedule="constant"),
-        {},
+        steps, batch, train = (50_000, 30_000, 50_000, 20_000), 8, train | dict(log_every=100)
+    constant: dict[str, Any] = dict(schedule="constant", lr=1e-3, batch_size=batch)
+    plans: list[tuple[str, dict[str, Any], dict[str, Any], float]] = [
+        ("stable", constant | dict(warmup_steps=min(100, steps[0] // 4)), {}, 0.02),
+        ("noise", constant, {}, 0.3),
+        ("decay", dict(lr=1e-3, batch_size=batch), {}, 0.3),
+        (
+            "whole",
+            dict(lr=5e-4, batch_size=max(1, batch // 4)),
+            dict(patch=256, n_slices=data.get("n_slices", 128)),
+            1.0,
+        ),
     ]
     stages = tuple(
         Stage(
             name,
-            TrainConfig(steps=n, seed=41 + i, **train | rate),
-            SixDoseConfig(seed=401 + 1000 * i, **data),
+            TrainConfig(steps=steps[i], seed=41 + i, **train | rate),
+            SixDoseConfig(seed=401 + 1000 * i, **data | other),
             options | dict(noise=weight),
         )
-        for i, (name, n, rate, weight) in enumerate(
-            zip(("stable", "noise", "decay"), steps, rates, (0.02, 0.3, 0.3), strict=True)
-        )
+        for i, (name, rate, other, weight) in enumerate(plans)
     )
     return Recipe(
         {"autoencoder": SMALL_AUTOENCODER},
