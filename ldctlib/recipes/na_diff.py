@@ -20,7 +20,7 @@ from ldctlib.data.six_dose import SixDoseConfig
 from ldctlib.losses import AutoencoderLoss, Ramp
 from ldctlib.models.noise_autoencoder import noise_likelihood
 from ldctlib.pipelines import PipelineSpec
-from ldctlib.pipelines.synthesis import SynthesisPipeline
+from ldctlib.pipelines.synthesis import PixelSynthesis, SynthesisPipeline
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.leda import perceptual
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
@@ -120,27 +120,32 @@ NA_AUTOENCODER = {profile: autoencoder_recipe(profile) for profile in PROFILES}
 
 PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="v", min_snr=5.0)
 NATURAL_SOURCES, CT_SOURCES = ("noise_map",), ("noise", "anatomy", "anatomy_map")
+MASK_SOURCES = ("anatomy_one_hot",)
 
 
 def encode(context: Context, folder: Path) -> EncodedImages:
-    """The stage's first ``n_images`` samples as moments of latents, with all conditions that any variant takes."""
-    pipeline, stage = synthesis_pipeline(context), context.stage
-    clip = None if pipeline.clip is None else context.needed[context.recipe.pipeline.clip].sha256
-    sources = NATURAL_SOURCES if clip is None else CT_SOURCES
+    """The stage's first ``n_images`` samples on the pipeline's grid, with all conditions that any model of it takes."""
+    pipeline, stage, spec = synthesis_pipeline(context), context.stage, context.recipe.pipeline
+    clip = None if pipeline.clip is None else context.needed[spec.clip].sha256
+    sources = NATURAL_SOURCES if isinstance(stage.data, EmulationConfig) else CT_SOURCES if clip else MASK_SOURCES
     identity = dict(data=asdict(stage.data), sources=list(sources), clip=clip)
-    identity["autoencoder"] = context.needed[context.recipe.pipeline.autoencoder].sha256
+    grid = dict(range=asdict(pipeline.hu_range), cell=spec.cell)
+    identity |= dict(autoencoder=context.needed[spec.autoencoder].sha256) if spec.autoencoder else grid
+    count = min(stage.options["n_images"], stage.train.steps * stage.train.batch_size)
 
     def encoded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         out = pipeline.encode_images(batch["image_hu"])
         out |= pipeline.encode_conditions(noise_map_hu=batch["noise_map_hu"], mask=batch.get("mask"), sources=sources)
-        return {name: t.half().cpu() for name, t in out.items()}
+        return {name: (t if t.dtype == torch.uint8 else t.half()).cpu() for name, t in out.items()}
 
-    tensors = encoded_once(context.samples, stage.options["n_images"], encoded, identity=identity, folder=folder)
+    tensors = encoded_once(context.samples, count, encoded, identity=identity, folder=folder)
     return EncodedImages(tensors, stage.train.seed)
 
 
 def synthesis_pipeline(context: Context) -> SynthesisPipeline:
-    return SynthesisPipeline(context.network, context.recipe.pipeline, context.needed, device=context.device)
+    recipe = context.recipe
+    kind = SynthesisPipeline if recipe.pipeline.autoencoder else PixelSynthesis
+    return kind(context.network, recipe.pipeline, context.needed, hu_range=recipe.hu_range, device=context.device)
 
 
 def synthesis_updates(context: Context):
