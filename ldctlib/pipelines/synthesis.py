@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ldctlib import checkpoints
 from ldctlib.checkpoints import Checkpoint
 from ldctlib.ct.noise_maps import noise_map_image
-from ldctlib.data.anatomy_masks import check_anatomy, mask_image, one_hot_on_grid
+from ldctlib.data.anatomy_masks import CLASSES, check_anatomy, mask_image, one_hot_on_grid
 from ldctlib.diffusion import samplers
 from ldctlib.diffusion.process import Process, noise_like
 from ldctlib.diffusion.samplers import Step
@@ -148,7 +148,10 @@ class SynthesisPipeline:
     def _shown(source: str, encoded: Mapping[str, Tensor]) -> Tensor:
         if source == "anatomy_255":
             return encoded["mask"].float() / 255
-        return one_hot_on_grid(encoded["mask"].to(torch.uint8), 1) if source == "anatomy_one_hot" else encoded[source]
+        if source == "anatomy_one_hot":
+            classes = torch.arange(len(CLASSES), device=encoded["mask"].device)
+            return (encoded["mask"] == classes[:, None, None]).float()
+        return encoded[source]
 
     # ------------------------------------------------------------ training and sampling
 
