@@ -38,6 +38,7 @@ MODELS: dict[str, str] = {
     "noise_autoencoder": "ldctlib.models.noise_autoencoder:NoiseAutoencoder",
     "clip": "ldctlib.models.clip:Clip",
     "dit": "ldctlib.models.dit:DiT",
+    "controlnet": "ldctlib.models.controlnet:ControlNet",
     "vqgan": "ldctlib.models.vqgan:VQGAN",
     "patchgan": "ldctlib.models.patchgan:PatchGAN",
     "qae": "ldctlib.models.qae:QAE",

@@ -54,6 +54,9 @@ GENERATORS: dict[str, Entry] = {
         Entry("na_diff_f", "NA-Diff-F", "NA-Diff, Table 1", "noise map and mask"),
         Entry("na_diff_f_sum", "NA-Diff-F, conditions summed", "NA-Diff, Table 9", "noise map and mask"),
         Entry("na_diff_spatial", "NA-Diff with the mask on the grid", "this project", "noise map and mask"),
+        Entry("seg_diff", "Seg-Diff, its mask as class / 255", "Konz et al. 2024", "mask"),
+        Entry("seg_diff_corrected", "Seg-Diff, its mask one-hot", "Konz et al. 2024", "mask"),
+        Entry("controlnet", "ControlNet", "Zhang et al. 2023", "mask"),
     )
 }
 

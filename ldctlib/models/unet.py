@@ -66,7 +66,7 @@ class UNet(nn.Module):
     norm_groups : groups of every GroupNorm; 32 is the published value, small widths want fewer.
     gradient_checkpointing : recompute activations in the backward pass: less memory, about a third more time.
 
-    :attr:`conditions` names the inputs besides x_t and t that it takes.
+    :attr:`conditions` names the inputs besides x_t and t that it takes; :attr:`skip_channels` are the skips' widths.
 
     The prediction starts at exactly 0, and every block as the identity. Works in float32, bfloat16 and under
     autocast; the output has the dtype of ``x_t``. Raises :class:`~ldctlib.errors.ParameterError` for a
@@ -143,6 +143,7 @@ class UNet(nn.Module):
                 )
                 skips.append(c)
 
+        self.skip_channels = tuple(skips)
         self.middle_block = TimestepSequential(res(c, c), attend(c), res(c, c))
 
         self.output_blocks = nn.ModuleList()
@@ -166,22 +167,32 @@ class UNet(nn.Module):
         """x_t (B, C, H, W); t raw timesteps, (B,) or one number; concat (B, concat_channels, H, W); context
         tokens (B, N, context_dim), or a map (B, context_channels, H, W) where ``context_channels`` is set.
         """
+        h, emb, attended = self.prepare(x_t, t, concat, context)
+        h, skips = self.encode(h, emb, attended)
+        return self.decode(h, skips, emb, attended).to(x_t.dtype)
+
+    def prepare(
+        self, x_t: Tensor, t: Tensor | float, concat: Tensor | None = None, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Context | None]:
+        """The arguments of :meth:`encode`, in the network's dtype. Raises ShapeError for inputs that do not fit."""
         self._check(x_t, concat, context)
         dtype = self.time_embed[0].weight.dtype
         t = torch.as_tensor(t, device=x_t.device)
         if t.ndim and t.shape != (len(x_t),):
             raise ShapeError(f"t is one timestep or ({len(x_t)},), one for each image; got {tuple(t.shape)}")
         emb = self.time_embed(blocks.timestep_embedding(t.expand(len(x_t)), self.model_channels).to(dtype))
-        attended = self._context(context, dtype)
         h = x_t if concat is None else torch.cat([x_t, concat.to(x_t.dtype)], dim=1)
-        h, skips = self.encode(h.to(dtype), emb, attended)
-        return self.decode(h, skips, emb, attended).to(x_t.dtype)
+        return h.to(dtype), emb, self._context(context, dtype)
 
-    def encode(self, h: Tensor, emb: Tensor, context: Context | None) -> tuple[Tensor, list[Tensor]]:
-        """Way down and middle; also the output of every input block, the first first."""
+    def encode(
+        self, h: Tensor, emb: Tensor, context: Context | None, hint: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Way down and middle; also the output of every input block, the first first. ``hint`` is added to that one."""
         skips = []
         for stage in self.input_blocks:
             h = self._run(stage, h, emb, context)
+            if hint is not None and not skips:
+                h = h + hint
             skips.append(h)
         return self._run(self.middle_block, h, emb, context), skips
 

@@ -7,4 +7,4 @@ from ldctlib.pipelines.prior import Prior
 from ldctlib.pipelines.published import GreyOfThree, published_prior
 from ldctlib.pipelines.published_benchmark import published_network
 from ldctlib.pipelines.regression import RegressionNetwork
-from ldctlib.pipelines.synthesis import SynthesisPipeline
+from ldctlib.pipelines.synthesis import PixelSynthesis, SynthesisPipeline

@@ -34,6 +34,7 @@ class PipelineSpec:
     estimator: str | None = None  # name of the regression network's checkpoint
     conditions: dict[str, list[str]] = field(default_factory=dict)  # network input -> pipelines.conditioning.SOURCES
     clip: str | None = None  # name of the checkpoint that encodes images of conditions (pipelines.synthesis)
+    cell: int = 1  # where the grid is pixels: image pixels a side of one of them (pipelines.synthesis)
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -42,7 +43,9 @@ class PipelineSpec:
         return tuple(name for name in names if name and not name.startswith(PUBLISHED))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As headers record it: the last two only where they say something."""
+        default = dict(clip=None, cell=1)
+        return {name: value for name, value in asdict(self).items() if name not in default or value != default[name]}
 
 
 class DiffusionPipeline:

@@ -25,7 +25,7 @@ from ldctlib.pipelines.pipeline import PUBLISHED
 from ldctlib.pipelines.published_clip import published_clip
 from ldctlib.pipelines.published_vae import SD_VAE, published_vae
 from ldctlib.pipelines.segmentation import segment
-from ldctlib.pipelines.synthesis import WINDOW_RANGE, SynthesisPipeline
+from ldctlib.pipelines.synthesis import WINDOW_RANGE, PixelSynthesis, SynthesisPipeline
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.leda import perceptual
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
@@ -130,27 +130,31 @@ PAPER_PROCESS: dict[str, Any] = dict(schedule="linear", T=1000, prediction="eps"
 """DiT's; the paper's loss is on eps (section 3.1)."""
 VIT_L = "openai/clip-vit-large-patch14"
 NATURAL_SOURCES, CT_SOURCES = ("noise_map",), ("noise", "anatomy", "anatomy_map")
+MASK_SOURCES = ("anatomy_one_hot",)
 
 
 def encode(context: Context, folder: Path) -> EncodedImages:
-    """The stage's first ``n_images`` samples as moments of latents, with all conditions that any variant takes.
+    """The stage's first ``n_images`` samples on the pipeline's grid, with all conditions that any model of it takes.
 
     Masks that the samples lack are found by the shipped segmenter.
     """
     pipeline, stage, spec = synthesis_pipeline(context), context.stage, context.recipe.pipeline
-    sources = NATURAL_SOURCES if pipeline.clip is None else CT_SOURCES
+    natural = isinstance(stage.data, EmulationConfig)
+    sources = NATURAL_SOURCES if natural else CT_SOURCES if spec.clip else MASK_SOURCES
     encoders = [
         name if name is None or name.startswith(PUBLISHED) else context.needed[name].sha256
         for name in (spec.autoencoder, spec.clip)
     ]
     identity = dict(data=asdict(stage.data), sources=list(sources), encoders=encoders, samples=str(context.described))
+    if spec.autoencoder is None:
+        identity |= dict(range=asdict(pipeline.hu_range), cell=spec.cell)
 
     def encoded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         out, mask = pipeline.encode_images(batch["image_hu"]), batch.get("mask")
-        if mask is None and sources is CT_SOURCES:
+        if mask is None and not natural:
             mask = segment(batch["image_hu"])
         out |= pipeline.encode_conditions(noise_map_hu=batch["noise_map_hu"], mask=mask, sources=sources)
-        return {name: t.half().cpu() for name, t in out.items()}
+        return {name: (t if t.dtype == torch.uint8 else t.half()).cpu() for name, t in out.items()}
 
     count = min(stage.options["n_images"], stage.train.steps * stage.train.batch_size)  # all that it looks at
     tensors = encoded_once(context.samples, count, encoded, identity=identity, folder=folder)
@@ -158,7 +162,9 @@ def encode(context: Context, folder: Path) -> EncodedImages:
 
 
 def synthesis_pipeline(context: Context) -> SynthesisPipeline:
-    return SynthesisPipeline(context.network, context.recipe.pipeline, context.needed, device=context.device)
+    recipe = context.recipe
+    kind = SynthesisPipeline if recipe.pipeline.autoencoder else PixelSynthesis
+    return kind(context.network, recipe.pipeline, context.needed, hu_range=recipe.hu_range, device=context.device)
 
 
 def synthesis_updates(context: Context):

@@ -41,7 +41,7 @@ class Network:
     """A network that a recipe trains.
 
     ``start`` names the recipe whose result it starts from; parameters whose names begin with one of ``reinitialise``
-    keep their own initialisation instead.
+    keep their own initialisation instead. A model that holds the other one as a part says so by ``taken_from(state)``.
     """
 
     model: str  # a key of checkpoints.MODELS
@@ -61,9 +61,10 @@ class Network:
 
         Raises CheckpointError if a parameter does not fit that is not among ``reinitialise``.
         """
-        own = model.state_dict()
+        own, given = model.state_dict(), start.state_dict
+        given = model.taken_from(given) if hasattr(model, "taken_from") else given
         anew = [name for name in own if name.startswith(self.reinitialise)]
-        taken = {name: t for name, t in start.state_dict.items() if not name.startswith(self.reinitialise)}
+        taken = {name: t for name, t in given.items() if not name.startswith(self.reinitialise)}
         checkpoints.place(model, taken | {name: own[name] for name in anew}, where=start.path)
         return anew
 

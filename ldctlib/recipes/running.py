@@ -17,7 +17,20 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes import adversarial, clip, ddnm, diffusion, dndp, iqa, leda, man, na_diff, regression, segmentation
+from ldctlib.recipes import (
+    adversarial,
+    clip,
+    ddnm,
+    diffusion,
+    dndp,
+    iqa,
+    leda,
+    man,
+    na_baselines,
+    na_diff,
+    regression,
+    segmentation,
+)
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
@@ -41,6 +54,7 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     **leda.RECIPES,
     "na_autoencoder": na_diff.NA_AUTOENCODER,
     **na_diff.RECIPES,
+    **na_baselines.RECIPES,
     "qae": adversarial.QAE,
     "wgan_vgg": adversarial.WGAN_VGG,
     "wgan_vgg_redcnn": adversarial.WGAN_VGG_REDCNN,

@@ -1,0 +1,110 @@
+"""What NA-Diff is compared with (Table 3): Seg-Diff on pixels, and ControlNet on a trained unconditional model.
+
+Both see the mask alone. They learn from the phantoms that the variants learn from, and from as many images as NA-Diff-C
+does; a dose is not given to them, and images of all doses are in the training.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ldctlib.data.anatomy_masks import CLASSES
+from ldctlib.data.six_dose import SixDoseConfig
+from ldctlib.models.controlnet import STABLE_DIFFUSION
+from ldctlib.pipelines import PipelineSpec
+from ldctlib.profiles import PROFILES
+from ldctlib.recipes.na_diff import PROCESS, STEPS, WINDOW_RANGE, encode, synthesis_updates
+from ldctlib.recipes.recipe import Network, Recipe, Stage
+from ldctlib.training import TrainConfig
+
+N_IMAGES, BATCH, VARIANTS_BATCH = 6_144, 16, 64
+"""Slices, as the variants' training has; of a U-Net's step, which takes as long as one of the variants'; of theirs."""
+
+
+def baseline(profile: str, network: Network, spec: PipelineSpec, paper: str, **train) -> Recipe:
+    """One stage on images that are encoded once; in a workshop a few steps of it."""
+    workshop, steps = profile == "workshop", train["steps"]
+    train |= dict(precision="auto", log_every=100, checkpoint_every=500)
+    train |= dict(steps=10, batch_size=4, warmup_steps=0, log_every=5) if workshop else {}
+    data = SixDoseConfig(seed=403, n_slices=64, refresh=64, in_turn=True)
+    options = dict(n_images=8 if workshop else N_IMAGES, drop=0.0)
+    stage = Stage("whole", TrainConfig(**{"warmup_steps": steps // 20} | train), data, options)
+    how: dict[str, Any] = dict(hu_range=WINDOW_RANGE, output="full dose", pipeline=spec, prepare=encode)
+    return Recipe({network.model: network}, (stage,), synthesis_updates, **how, paper=paper, budget_mib=4.0)
+
+
+def as_many_as(variant: str, batch: int = BATCH) -> dict[str, int]:
+    """Batch and steps that see as many images as a variant of NA-Diff does in its own training."""
+    return dict(batch_size=batch, steps=STEPS[variant] * VARIANTS_BATCH // batch)
+
+
+# ---------------------------------------------------------------- ControlNet
+
+SMALL_BASE: dict[str, Any] = dict(in_channels=4, model_channels=32, channel_mult=[1, 2, 2], num_res_blocks=1)
+SMALL_BASE |= dict(attention_at=[4], num_head_channels=32, norm_groups=8)
+PAPER_BASE = {k: list(v) if isinstance(v, tuple) else v for k, v in STABLE_DIFFUSION.items() if k != "context_dim"}
+"""Stable Diffusion's U-Net without a text, and so with self-attention in place of its transformers."""
+
+ON_LATENTS: dict[str, Any] = dict(process=PROCESS, autoencoder="na_autoencoder")
+
+
+def na_base(profile: str) -> Recipe:
+    """The unconditional model that ControlNet starts from: without it there is nothing to control."""
+    small = profile != "paper"
+    train = as_many_as("na_diff_a", BATCH if small else VARIANTS_BATCH)
+    train |= dict(lr=1e-3, lr_end=1e-5, betas=(0.9, 0.99), seed=44) if small else dict(lr=1e-4, seed=44)
+    network = Network("unet", SMALL_BASE if small else PAPER_BASE)
+    return baseline(profile, network, PipelineSpec(**ON_LATENTS), "Rombach et al. 2022", **train)
+
+
+def controlnet(profile: str) -> Recipe:
+    """The mask, one-hot at the image's size, as the hint. Published is a constant rate of 1e-5; a small control learns
+    within a short training at ten times that."""
+    small = profile != "paper"
+    train = as_many_as("na_diff_c", BATCH if small else VARIANTS_BATCH) | dict(schedule="constant", seed=45)
+    hint = dict(hint_channels=len(CLASSES)) | (dict(hint_widths=[16, 32], hint_stem=4) if small else {})
+    config = dict(base=SMALL_BASE if small else PAPER_BASE) | hint
+    network = Network(
+        "controlnet", config, "na_base", ("control.input_hint", "control.zero", "control.middle_block_out")
+    )
+    spec = PipelineSpec(**ON_LATENTS, conditions={"hint": ["anatomy_one_hot"]})
+    rate = dict(lr=1e-4, betas=(0.9, 0.99)) if small else dict(lr=1e-5)
+    return baseline(profile, network, spec, "Zhang et al. 2023", **train, **rate)
+
+
+# ---------------------------------------------------------------- Seg-Diff
+
+SMALL_SEG_DIFF: dict[str, Any] = dict(in_channels=1, model_channels=16, channel_mult=[1, 2, 4, 4], num_res_blocks=1)
+SMALL_SEG_DIFF |= dict(attention_at=[8], num_head_channels=32, norm_groups=8)
+PAPER_SEG_DIFF: dict[str, Any] = dict(in_channels=1, model_channels=128, channel_mult=[1, 1, 2, 2, 4, 4])
+PAPER_SEG_DIFF |= dict(num_res_blocks=2, attention_at=[16], num_head_channels=8, scale_shift_norm=False)
+
+SMALL_CELL = 4
+"""The small model's pixels are means of 4 x 4 pixels of the image: 64 x 64 for 256 x 256."""
+
+
+def seg_diff(profile: str, source: str) -> Recipe:
+    """The mask is concatenated to the noisy image: "anatomy_255" as in the published code, where a class of 12 is at
+    most .043, "anatomy_one_hot" the correction. Published are 256 x 256 pixels, 200 epochs, no EMA."""
+    width = {"concat_channels": 1 if source == "anatomy_255" else len(CLASSES)}
+    conditions, common = {"concat": [source]}, dict(kind="adamw", clip_norm=1.0, seed=46)
+    if profile == "paper":
+        network, process = Network("unet", PAPER_SEG_DIFF | width), dict(schedule="linear", T=1000, prediction="eps")
+        train = dict(lr=1e-4, batch_size=32, steps=200 * N_IMAGES // 32, warmup_steps=500, weight_decay=0.01)
+        train |= dict(ema_decay=0.0)
+        spec = PipelineSpec(process, conditions=conditions)
+    else:
+        network, spec = (
+            Network("unet", SMALL_SEG_DIFF | width),
+            PipelineSpec(PROCESS, conditions=conditions, cell=SMALL_CELL),
+        )
+        train = as_many_as("na_diff_c") | dict(lr=1e-3, lr_end=1e-5, betas=(0.9, 0.99))
+    return baseline(profile, network, spec, "Konz et al. 2024", **train, **common)
+
+
+RECIPES = {
+    "na_base": {profile: na_base(profile) for profile in PROFILES},
+    "controlnet": {profile: controlnet(profile) for profile in PROFILES},
+    "seg_diff": {profile: seg_diff(profile, "anatomy_255") for profile in PROFILES},
+    "seg_diff_corrected": {profile: seg_diff(profile, "anatomy_one_hot") for profile in PROFILES},
+}
