@@ -6,36 +6,32 @@ does; a dose is not given to them, and images of all doses are in the training.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ldctlib.data.anatomy_masks import CLASSES
-from ldctlib.data.six_dose import SixDoseConfig
 from ldctlib.models.controlnet import STABLE_DIFFUSION
 from ldctlib.pipelines import PipelineSpec
 from ldctlib.profiles import PROFILES
-from ldctlib.recipes.na_diff import PROCESS, STEPS, WINDOW_RANGE, encode, synthesis_updates
+from ldctlib.recipes import na_diff
+from ldctlib.recipes.na_diff import PROCESS, WINDOW_RANGE, encode, synthesis_updates
 from ldctlib.recipes.recipe import Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 
-N_IMAGES, BATCH, VARIANTS_BATCH = 6_144, 16, 64
-"""Slices, as the variants' training has; of a U-Net's step, which takes as long as one of the variants'; of theirs."""
+BATCH = 16
+"""At the shipped size; a U-Net's step on 16 images takes about as long as the variants' on 64."""
 
 
-def baseline(profile: str, network: Network, spec: PipelineSpec, paper: str, **train) -> Recipe:
-    """One stage on images that are encoded once; in a workshop a few steps of it."""
-    workshop, steps = profile == "workshop", train["steps"]
-    train |= dict(precision="auto", log_every=100, checkpoint_every=500)
-    train |= dict(steps=10, batch_size=4, warmup_steps=0, log_every=5) if workshop else {}
-    data = SixDoseConfig(seed=403, n_slices=64, refresh=64, in_turn=True)
-    options = dict(n_images=8 if workshop else N_IMAGES, drop=0.0)
-    stage = Stage("whole", TrainConfig(**{"warmup_steps": steps // 20} | train), data, options)
+def baseline(profile: str, variant: str, network: Network, spec: PipelineSpec, paper: str, **train) -> Recipe:
+    """One stage on the slices of a variant of NA-Diff; without ``steps`` it sees as many images as that one does."""
+    (stage,) = na_diff.RECIPES[variant][profile].stages
+    theirs, batch = stage.train, train.setdefault("batch_size", BATCH if profile == "train" else stage.train.batch_size)
+    train = dict(steps=theirs.steps * theirs.batch_size // batch, precision="auto", checkpoint_every=500) | train
+    train |= dict(steps=theirs.steps, warmup_steps=0) if profile == "workshop" else {}
+    config = TrainConfig(**{"warmup_steps": train["steps"] // 20, "log_every": theirs.log_every} | train)
+    stage = Stage("whole", config, stage.data, dict(n_images=stage.options["n_images"], drop=0.0))
     how: dict[str, Any] = dict(hu_range=WINDOW_RANGE, output="full dose", pipeline=spec, prepare=encode)
     return Recipe({network.model: network}, (stage,), synthesis_updates, **how, paper=paper, budget_mib=4.0)
-
-
-def as_many_as(variant: str, batch: int = BATCH) -> dict[str, int]:
-    """Batch and steps that see as many images as a variant of NA-Diff does in its own training."""
-    return dict(batch_size=batch, steps=STEPS[variant] * VARIANTS_BATCH // batch)
 
 
 # ---------------------------------------------------------------- ControlNet
@@ -51,25 +47,24 @@ ON_LATENTS: dict[str, Any] = dict(process=PROCESS, autoencoder="na_autoencoder")
 def na_base(profile: str) -> Recipe:
     """The unconditional model that ControlNet starts from: without it there is nothing to control."""
     small = profile != "paper"
-    train = as_many_as("na_diff_a", BATCH if small else VARIANTS_BATCH)
-    train |= dict(lr=1e-3, lr_end=1e-5, betas=(0.9, 0.99), seed=44) if small else dict(lr=1e-4, seed=44)
+    train: dict[str, Any] = dict(lr=1e-3, lr_end=1e-5, betas=(0.9, 0.99)) if small else dict(lr=1e-4)
     network = Network("unet", SMALL_BASE if small else PAPER_BASE)
-    return baseline(profile, network, PipelineSpec(**ON_LATENTS), "Rombach et al. 2022", **train)
+    return baseline(profile, "na_diff_a", network, PipelineSpec(**ON_LATENTS), "Rombach et al. 2022", seed=44, **train)
 
 
 def controlnet(profile: str) -> Recipe:
     """The mask, one-hot at the image's size, as the hint. Published is a constant rate of 1e-5; a small control learns
     within a short training at ten times that."""
     small = profile != "paper"
-    train = as_many_as("na_diff_c", BATCH if small else VARIANTS_BATCH) | dict(schedule="constant", seed=45)
+    train: dict[str, Any] = dict(lr=1e-4, betas=(0.9, 0.99)) if small else dict(lr=1e-5)
     hint = dict(hint_channels=len(CLASSES)) | (dict(hint_widths=[16, 32], hint_stem=4) if small else {})
     config = dict(base=SMALL_BASE if small else PAPER_BASE) | hint
     network = Network(
         "controlnet", config, "na_base", ("control.input_hint", "control.zero", "control.middle_block_out")
     )
     spec = PipelineSpec(**ON_LATENTS, conditions={"hint": ["anatomy_one_hot"]})
-    rate = dict(lr=1e-4, betas=(0.9, 0.99)) if small else dict(lr=1e-5)
-    return baseline(profile, network, spec, "Zhang et al. 2023", **train, **rate)
+    how = dict(schedule="constant", seed=45, **train)
+    return baseline(profile, "na_diff_c", network, spec, "Zhang et al. 2023", **how)
 
 
 # ---------------------------------------------------------------- Seg-Diff
@@ -87,19 +82,15 @@ def seg_diff(profile: str, source: str) -> Recipe:
     """The mask is concatenated to the noisy image: "anatomy_255" as in the published code, where a class of 12 is at
     most .043, "anatomy_one_hot" the correction. Published are 256 x 256 pixels, 200 epochs, no EMA."""
     width = {"concat_channels": 1 if source == "anatomy_255" else len(CLASSES)}
-    conditions, common = {"concat": [source]}, dict(kind="adamw", clip_norm=1.0, seed=46)
+    config, spec = SMALL_SEG_DIFF, PipelineSpec(PROCESS, conditions={"concat": [source]}, cell=SMALL_CELL)
+    train: dict[str, Any] = dict(lr=1e-3, lr_end=1e-5, betas=(0.9, 0.99))
     if profile == "paper":
-        network, process = Network("unet", PAPER_SEG_DIFF | width), dict(schedule="linear", T=1000, prediction="eps")
-        train = dict(lr=1e-4, batch_size=32, steps=200 * N_IMAGES // 32, warmup_steps=500, weight_decay=0.01)
-        train |= dict(ema_decay=0.0)
-        spec = PipelineSpec(process, conditions=conditions)
-    else:
-        network, spec = (
-            Network("unet", SMALL_SEG_DIFF | width),
-            PipelineSpec(PROCESS, conditions=conditions, cell=SMALL_CELL),
-        )
-        train = as_many_as("na_diff_c") | dict(lr=1e-3, lr_end=1e-5, betas=(0.9, 0.99))
-    return baseline(profile, network, spec, "Konz et al. 2024", **train, **common)
+        config, spec = PAPER_SEG_DIFF, replace(spec, process=dict(schedule="linear", T=1000, prediction="eps"), cell=1)
+        n_images = na_diff.RECIPES["na_diff_c"][profile].stages[0].options["n_images"]
+        train = dict(lr=1e-4, batch_size=32, steps=200 * n_images // 32, warmup_steps=500)
+        train |= dict(weight_decay=0.01, ema_decay=0.0)
+    network, how = Network("unet", config | width), dict(kind="adamw", clip_norm=1.0, seed=46, **train)
+    return baseline(profile, "na_diff_c", network, spec, "Konz et al. 2024", **how)
 
 
 RECIPES = {
