@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ldctlib import generators
 from ldctlib.ct.noise_maps import std_map
+from ldctlib.ct.noise_model import NoiseModel, noise_from_pair
 from ldctlib.data.anatomy_masks import CLASSES, LIVER, TABLES
 from ldctlib.data.six_dose import DOSES, scanned_slices
 from ldctlib.errors import LdctError, ParameterError
@@ -38,6 +39,7 @@ from ldctlib.pipelines.synthesis import SynthesisPipeline
 from ldctlib.units import SOFT_TISSUE
 
 FULL_DOSE_SD_HU = (8.0, 12.0)
+NOISE_ROI = 32
 ORGANS = tuple(CLASSES.index(name) for name in ("bone", "liver", "spleen", "kidney", "vessel"))
 """Classes whose mean Dice is told beside the liver's."""
 
@@ -52,6 +54,7 @@ class Cases:
     doses: np.ndarray
     pixel_mm: np.ndarray
     patients: np.ndarray
+    noise: dict[int, NoiseModel]  # by patient: one kernel each
 
     @classmethod
     def of_phantoms(cls, patients: int, *, seed: int, a_patient: int = 8) -> Cases:
@@ -63,8 +66,12 @@ class Cases:
         noise = noise / torch.from_numpy(doses**0.5).float()[:, None, None, None]
         clean = torch.stack([torch.from_numpy(s.clean_hu.astype(np.float32))[None] for s in drawn])
         masks = torch.stack([torch.from_numpy(TABLES["phantom"][s.labels])[None] for s in drawn])
-        of_each = (np.array([s.pixel_mm for s in drawn]), np.array([s.patient for s in drawn]))
-        return cls(clean + noise, std_map(noise), masks, doses, *of_each)
+        pixel_mm, patient = np.array([s.pixel_mm for s in drawn]), np.array([s.patient for s in drawn])
+        spectra = {}
+        for p in dict.fromkeys(patient.tolist()):
+            own = np.flatnonzero(patient == p)
+            spectra[p] = noise_from_pair(clean[own] + noise[own], clean[own], float(pixel_mm[own[0]]), roi=NOISE_ROI)
+        return cls(clean + noise, std_map(noise), masks, doses, pixel_mm, patient, spectra)
 
     def __len__(self) -> int:
         return len(self.images_hu)
@@ -94,7 +101,8 @@ class SynthesisResult:
         """Read what :meth:`to_json` wrote (ParameterError for anything else)."""
         try:
             content = json.loads(Path(path).read_text())
-            scores = {k: {m: tuple(v) for m, v in row.items()} for k, row in content["scores"].items()}
+            rows = content["scores"].items()  # JSON has no NaN
+            scores = {k: {m: tuple(np.nan if x is None else x for x in v) for m, v in row.items()} for k, row in rows}
             return cls(scores, content["notes"])
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ParameterError(f"{path} is no result of synthesis ({type(error).__name__}: {error})") from error
@@ -151,11 +159,10 @@ def noise_ratio(images_hu: Tensor, cases: Cases, masks: Tensor | None = None) ->
     """
     masks = segment(images_hu) if masks is None else masks
     ratios = np.full(len(images_hu), np.nan)
-    for pixel_mm in np.unique(cases.pixel_mm):
-        chosen = np.flatnonzero(cases.pixel_mm == pixel_mm)
-        where = (masks[chosen] == LIVER) if len(chosen) else None
-        measured = noise_sd(images_hu[chosen], where, pixel_mm=float(pixel_mm), map_hu=cases.noise_map_hu[chosen])
-        ratios[chosen] = measured.ratio.numpy()
+    for patient, model in cases.noise.items():
+        own = np.flatnonzero(cases.patients == patient)
+        how = dict(pixel_mm=model.pixel_mm, noise=model, map_hu=cases.noise_map_hu[own])
+        ratios[own] = noise_sd(images_hu[own], masks[own] == LIVER, **how).ratio.numpy()
     return ratios
 
 
