@@ -125,7 +125,7 @@ NA_AUTOENCODER = {profile: autoencoder_recipe(profile) for profile in PROFILES}
 
 # ---------------------------------------------------------------- the diffusion transformers (Table 1)
 
-PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="v", min_snr=5.0)
+PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="v")
 PAPER_PROCESS: dict[str, Any] = dict(schedule="linear", T=1000, prediction="eps")
 """DiT's; the paper's loss is on eps (section 3.1)."""
 VIT_L = "openai/clip-vit-large-patch14"
