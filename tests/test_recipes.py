@@ -123,7 +123,7 @@ def test_published_numbers_of_man():
 
 NOT_SHIPPED = ("tiny", "man_start", "vqgan_start", "redcnn_start", "esaunet_start", "wgan_vgg_redcnn", "dugan_redcnn")
 NOT_SHIPPED += ("transunet",)  # it is trained on arrays, to compare data
-NOT_SHIPPED += (*na_diff.VARIANTS, *na_baselines.RECIPES, "segmenter", "iqa_simulated_dose")  # not trained yet
+NOT_SHIPPED += (*na_diff.VARIANTS, *na_baselines.RECIPES, "segmenter")  # not trained yet
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in NOT_SHIPPED])

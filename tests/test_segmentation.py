@@ -16,7 +16,7 @@ from ldctlib.data.anatomy_masks import CLASSES, anatomy, mask_image, one_hot_on_
 from ldctlib.data.captions import captioned_slices
 from ldctlib.data.iqa_layout import open_ldctiqac
 from ldctlib.data.sdct import ArraySlices, LabelledConfig, warp
-from ldctlib.errors import CheckpointError, ParameterError, ScanError, ShapeError
+from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.losses.segmentation import quality_score, segmentation_loss, soft_dice_loss
 from ldctlib.models.iqa import IQA
 from ldctlib.models.segmentation_unet import SegmentationUNet
@@ -439,23 +439,12 @@ def test_the_published_training_of_transunet():
 # ---------------------------------------------------------------- the shipped judge of quality
 
 
-def shipped(name: str) -> bool:
-    try:
-        return checkpoints.find(name).is_file()
-    except CheckpointError:
-        return False
-
-
-judged = pytest.mark.skipif(not shipped("iqa_simulated_dose"), reason="iqa_simulated_dose is not trained yet")
-
-
 def scores(images_hu: torch.Tensor) -> np.ndarray:
     model = checkpoints.build(checkpoints.load(checkpoints.find("iqa_simulated_dose")))
     with torch.no_grad():
         return model(WINDOW_RANGE.to_model(images_hu)).numpy()
 
 
-@judged
 def test_scores_follow_the_dose_of_unseen_patients():
     from scipy.stats import spearmanr
 
@@ -472,7 +461,6 @@ def test_scores_follow_the_dose_of_unseen_patients():
     assert spearmanr(np.concatenate(found), np.tile(doses, 3)).statistic >= 0.9
 
 
-@judged
 def test_scores_order_the_doses_of_a_scanned_phantom(real_data):
     means = []
     for dose in ("010", "055", "100"):
