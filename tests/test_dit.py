@@ -86,7 +86,7 @@ def test_what_nadiff_adds_lies_under_names_of_its_own():
     plain = DiT(**TINY).state_dict()
     full = DiT(**TINY, **TWO, hint_channels=1, hint_mode="modulate").state_dict()
     assert {name.split(".")[0] for name in full.keys() - plain.keys()} == {
-        "vector_embedder", "vector_null", "vector_fusion", "hint_embedder", "hint_null"
+        "vector_embedder", "vector_null", "vector_fusion", "vector_mean", "vector_std", "hint_embedder", "hint_null"
     }  # fmt: skip
     assert plain.keys() <= full.keys()
 
@@ -456,3 +456,20 @@ def test_what_a_pipeline_asks_of_a_network():
     model: nn.Module = DiT(**TINY, **TWO, hint_channels=4)
     assert (model.conditions, model.factor, model.in_channels) == (("vector", "hint"), 2, 3)
     assert DiT(**TINY, class_labels=2).conditions == ()
+
+
+def test_vectors_are_standardised_before_the_mlp():
+    """Vectors of another scale give the same output once their mean and deviation are known; a constant one no NaN."""
+    model = tiny(**TWO)
+    generator = torch.Generator().manual_seed(5)
+    vectors = torch.randn(64, *model.vector_mean.shape, generator=generator)
+    x, t = torch.randn(64, model.in_channels, 8, 8, generator=generator), torch.full((64,), 300)
+    model.standardise(vectors)
+    plain = model(x, t, vectors)
+    other = 3 * vectors + 7
+    model.standardise(other)
+    torch.testing.assert_close(model(x, t, other), plain, atol=1e-4, rtol=1e-4)
+    model.standardise(torch.ones_like(vectors))
+    assert bool(torch.isfinite(model(x, t, torch.ones_like(vectors))).all())
+    with pytest.raises(ShapeError, match="has vectors"):
+        model.standardise(vectors[:, :1])

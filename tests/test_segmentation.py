@@ -16,7 +16,7 @@ from ldctlib.data.anatomy_masks import CLASSES, anatomy, mask_image, one_hot_on_
 from ldctlib.data.captions import captioned_slices
 from ldctlib.data.iqa_layout import open_ldctiqac
 from ldctlib.data.sdct import ArraySlices, LabelledConfig, warp
-from ldctlib.errors import ParameterError, ScanError, ShapeError
+from ldctlib.errors import CheckpointError, ParameterError, ScanError, ShapeError
 from ldctlib.losses.segmentation import quality_score, segmentation_loss, soft_dice_loss
 from ldctlib.models.iqa import IQA
 from ldctlib.models.segmentation_unet import SegmentationUNet
