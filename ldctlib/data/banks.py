@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from ldctlib.ct.kernels import Kernel, edge_blur_px
 from ldctlib.ct.projector import projector
 from ldctlib.data.collection import Collection
 from ldctlib.errors import ScanError
-from ldctlib.phantom.patient import Patient
+from ldctlib.phantom.patient import Patient, PhantomSlice
 from ldctlib.units import hu_to_mu
 
 PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
@@ -68,6 +69,19 @@ class Slices(Protocol):
     def __call__(self, rng: np.random.Generator, count: int, *, size: int) -> Sequence[np.ndarray]: ...
 
 
+def patients_in_turn(rng: np.random.Generator, anatomies: Sequence[str]) -> Iterator[Patient]:
+    """Random patients without end, the anatomies in turn."""
+    for anatomy in cycle(anatomies):
+        yield Patient.random(int(rng.integers(2**31)), anatomy=anatomy)
+
+
+def random_slice(rng: np.random.Generator, patient: Patient, **grid) -> PhantomSlice:
+    """A slice of a patient at any height, 1 mm thick or, one in three, 3 mm. ``grid`` is of ``Patient.slice``."""
+    thickness = float(rng.choice((1.0, 1.0, 3.0)))
+    low, high = patient.z_range_mm
+    return patient.slice(rng.uniform(low + 3, high - 3), thickness_mm=thickness, **grid)
+
+
 @dataclass(frozen=True)
 class PhantomSlices:
     """Noise-free slices in HU, float32 (count, size, size), four to a random patient, thin and thick; the anatomies
@@ -77,15 +91,11 @@ class PhantomSlices:
     sharp = True
 
     def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
-        out = np.empty((count, size, size), np.float32)
+        out, patients = np.empty((count, size, size), np.float32), patients_in_turn(rng, self.anatomies)
         for i in range(count):
             if i % 4 == 0:
-                anatomy = self.anatomies[i // 4 % len(self.anatomies)]
-                patient = Patient.random(int(rng.integers(2**31)), anatomy=anatomy)
-                low, high = patient.z_range_mm
-            thickness = rng.choice((1.0, 1.0, 3.0))
-            z = rng.uniform(low + 3, high - 3)
-            out[i] = patient.slice(z, size=size, thickness_mm=thickness).hu[0, 0].numpy()
+                patient = next(patients)
+            out[i] = random_slice(rng, patient, size=size).hu[0, 0].numpy()
         return out
 
 

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from ldctlib.data import vocabulary as v
-from ldctlib.data.banks import scanner_noise
+from ldctlib.data.banks import patients_in_turn, random_slice, scanner_noise
 from ldctlib.data.collection import Collection
-from ldctlib.data.patches import ENDLESS
+from ldctlib.data.stream import BankStream
 from ldctlib.errors import ParameterError
 from ldctlib.phantom.organs import ORGANS
-from ldctlib.phantom.patient import Patient
 
 PRESENT_MM2 = {"organ": 60.0, "finding": 20.0}
 """A word is true from this area of its labels on, false where there is none of them, and unknown in between."""
@@ -111,7 +109,7 @@ class CaptionConfig:
         return replace(self, draw_size=128, n_slices=4, n_noises=2)
 
 
-class CaptionedSlices(Dataset):
+class CaptionedSlices(BankStream):
     """``dataset[n]`` -> {"image_hu" (1, S, S) float32 in HU, "truth" (V,) int8 of every word, "caption"
     (:data:`~ldctlib.data.vocabulary.MAX_TOKENS`,) token ids, "caption_words" (V,) bool}: an endless stream.
 
@@ -119,26 +117,16 @@ class CaptionedSlices(Dataset):
     the words that hold, in any order.
     """
 
-    def __init__(self, config: CaptionConfig = CaptionConfig()):
-        self.config, self._generation = config, None
+    bank_key, sample_key = 0xBA2A, 0x5A3E
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def _bank(self, n: int) -> None:
+    def draw_bank(self, rng: np.random.Generator) -> None:
         c = self.config
-        if n // c.refresh == self._generation:
-            return
-        self._generation = n // c.refresh
-        rng = np.random.default_rng([c.seed, 0xBA2A, self._generation])
         self._slices = captioned_slices(rng, c.n_slices, c.draw_size, c.anatomies)
         bodies = [drawn.hu.astype(np.float32) for drawn in self._slices[:: max(1, c.n_slices // 16)]]
         self._noises = scanner_noise(rng, c.n_noises, size=c.draw_size, bodies=bodies)[0].astype(np.float16)
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
-        self._bank(n)
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         c = self.config
-        rng = np.random.default_rng([c.seed, 0x5A3E, n])
         drawn = self._slices[rng.integers(len(self._slices))]
         hu, sd = drawn.hu.astype(np.float32), 0.0
         if rng.random() >= c.noise_free_share:
@@ -186,13 +174,11 @@ def captioned_slices(
 ) -> list[DrawnSlice]:
     """``count`` slices, ``a_patient`` to a random patient, the anatomies in turn."""
     out: list[Any] = []
+    patients = patients_in_turn(rng, anatomies)
     for i in range(count):
         if i % a_patient == 0:
-            anatomy = anatomies[i // a_patient % len(anatomies)]
-            patient = Patient.random(int(rng.integers(2**31)), anatomy=anatomy)
-            low, high = patient.z_range_mm
-        thickness = float(rng.choice((1.0, 1.0, 3.0)))
-        drawn = patient.slice(rng.uniform(low + 3, high - 3), size=size, thickness_mm=thickness)
+            patient = next(patients)
+        drawn = random_slice(rng, patient, size=size)
         hu, labels = drawn.hu[0, 0].numpy().astype(np.int16), drawn.labels[0, 0].numpy()
-        out.append(DrawnSlice(hu, labels, drawn.pixel_mm, anatomy, patient.body.phase, patient.seed))
+        out.append(DrawnSlice(hu, labels, drawn.pixel_mm, patient.anatomy, patient.body.phase, patient.seed))
     return out

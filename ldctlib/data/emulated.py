@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from ldctlib.ct.dose import Scanner, acquire
 from ldctlib.ct.dose_scaling import dose_list
@@ -26,7 +25,8 @@ from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.projector import projector
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import photographs, read_photograph
-from ldctlib.data.patches import ENDLESS, crops
+from ldctlib.data.patches import crops
+from ldctlib.data.stream import BankStream
 from ldctlib.errors import ParameterError, ScanError
 from ldctlib.units import SOFT_TISSUE
 
@@ -113,7 +113,7 @@ class EmulationConfig:
         return replace(self, size=64 + -64 % multiple, n_photographs=2)
 
 
-class EmulatedPhotographs(Dataset):
+class EmulatedPhotographs(BankStream):
     """``dataset[n]`` -> {"image_hu", "clean_hu", "noise_map_hu" (1, S, S) float32, "dose" scalar}: an endless stream.
 
     Densities 0 to 1 fill the soft-tissue window, [-160, 240] HU. "clean_hu" is the reconstruction without noise,
@@ -121,12 +121,11 @@ class EmulatedPhotographs(Dataset):
     (:func:`~ldctlib.ct.noise_maps.std_map`).
     """
 
-    def __init__(self, config: EmulationConfig = EmulationConfig()):
-        self.config, self._generation = config, None
-        self._files = None if config.folder is None else photograph_files(config.folder)
+    bank_key, sample_key = 0xBA2B, 0x5A3F
 
-    def __len__(self) -> int:
-        return ENDLESS
+    def __init__(self, config: EmulationConfig = EmulationConfig()):
+        super().__init__(config)
+        self._files = None if config.folder is None else photograph_files(config.folder)
 
     def density(self, rng: np.random.Generator) -> Tensor:
         """A square part of a random photograph, turned and scaled, as a density (1, S, S) from 0 to 1."""
@@ -140,11 +139,8 @@ class EmulatedPhotographs(Dataset):
         part = F.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)
         return part[0].clamp(0, 1)
 
-    def _bank(self, n: int) -> None:
+    def draw_bank(self, rng: np.random.Generator) -> None:
         c = self.config
-        if n // c.refresh == self._generation:
-            return
-        rng = np.random.default_rng([c.seed, 0xBA2B, n // c.refresh])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         self._clean = np.empty((c.n_photographs, c.size, c.size), np.float16)
         self._noise = np.empty((c.n_photographs, len(c.doses), c.size, c.size), np.float16)
@@ -154,12 +150,9 @@ class EmulatedPhotographs(Dataset):
             clean, noise = emulate(densities, c.doses, generator=generator)
             self._clean[part] = (SOFT_TISSUE.low + SOFT_TISSUE.width * clean[:, 0]).numpy()
             self._noise[part] = (SOFT_TISSUE.width * noise[:, :, 0]).transpose(0, 1).numpy()
-        self._generation = n // c.refresh
 
-    def __getitem__(self, n: int) -> dict[str, Tensor]:
-        self._bank(n)
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, Tensor]:
         c = self.config
-        rng = np.random.default_rng([c.seed, 0x5A3F, n])
         i, j = rng.integers(len(self._clean)), rng.integers(len(c.doses))
         images = crops([self._clean[i], self._noise[i, j]], c.size, rng)  # turned and mirrored together
         clean, noise = (torch.from_numpy(image)[None] for image in images)

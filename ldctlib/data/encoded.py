@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldctlib import checkpoints
-from ldctlib.data.patches import ENDLESS
+from ldctlib.data.stream import Endless
 from ldctlib.errors import CheckpointError, ParameterError
 
 FORMAT = "ldctlib encoded images 1"
 
 
-class EncodedImages(Dataset):
+class EncodedImages(Endless):
     """``dataset[n]`` -> one encoded image as float32: an endless stream that visits each once an epoch, in an order
     that follows from (seed, epoch).
 
@@ -33,9 +33,6 @@ class EncodedImages(Dataset):
             raise ParameterError(f"encoded images have one tensor a name, all of one length; got {sorted(counts)}")
         self.tensors, self.seed, self.count = dict(tensors), seed, counts.pop()
         self._epoch: tuple[int, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return ENDLESS
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
         epoch, place = divmod(n, self.count)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_intensity
-from ldctlib.data.patches import ENDLESS, crops
+from ldctlib.data.patches import crops
+from ldctlib.data.stream import BankStream
 from ldctlib.errors import ParameterError, ScanError
 from ldctlib.phantom.mr.cardiac import CardiacPatient
 
@@ -54,31 +54,26 @@ class MRPatchConfig:
         return replace(self, patch=patch, size=max(96, patch), n_slices=3, n_photographs=2)
 
 
-class MRPatches(Dataset):
+class MRPatches(BankStream):
     """``dataset[n]`` -> {"target" (1, P, P) float32 in arbitrary units}: an endless stream.
 
     Volumes are divided by their 99.5th percentile. Without a collection the images are noise-free.
     """
 
+    bank_key, sample_key = 0xBA29, 0x5A3D
+
     def __init__(self, config: MRPatchConfig = MRPatchConfig(), collection: Collection | None = None):
-        self.config, self._collection = config, collection
-        self._generation = None
+        super().__init__(config)
+        self._collection = collection
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+    def draw_bank(self, rng: np.random.Generator) -> None:
         c = self.config
-        if n // c.refresh != self._generation:
-            self._generation = n // c.refresh
-            rng = np.random.default_rng([c.seed, 0xBA29, self._generation])
-            drawn = (
-                phantom_slices(rng, c) if self._collection is None else scan_slices(self._collection, rng, c.n_slices)
-            )
-            self._slices = [image.astype(np.float16) for image in drawn]
-            side = max(c.patch, 96)
-            self._photographs = [random_intensity(rng, min_size=side) for _ in range(c.n_photographs)]
-        rng = np.random.default_rng([c.seed, 0x5A3D, n])
+        drawn = phantom_slices(rng, c) if self._collection is None else scan_slices(self._collection, rng, c.n_slices)
+        self._slices = [image.astype(np.float16) for image in drawn]
+        self._photographs = [random_intensity(rng, min_size=max(c.patch, 96)) for _ in range(c.n_photographs)]
+
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        c = self.config
         bank = self._photographs if rng.random() < c.photograph_share else self._slices
         for _ in range(6):  # seldom air alone
             (patch,) = crops([bank[rng.integers(len(bank))]], c.patch, rng)

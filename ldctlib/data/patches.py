@@ -1,8 +1,6 @@
 """Training pairs: aligned patches of a clean slice and the same slice with scanner noise.
 
-Slices and noise come from two banks that are drawn anew now and then, so that the network and not the simulator sets
-the pace. Every sample is a function of (seed, n) alone: training resumes exactly, and several processes share one
-stream.
+Slices and noise come from two banks (:mod:`ldctlib.data.stream`).
 """
 
 from __future__ import annotations
@@ -18,9 +16,8 @@ from ldctlib.ct.kernels import edge_blur_px
 from ldctlib.data.banks import PIXELS_MM, PhantomSlices, ScanSlices, Slices, draw_scans, random_kernel, scanner_noise
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
+from ldctlib.data.stream import BankStream
 from ldctlib.errors import ParameterError, ScanError, ShapeError
-
-ENDLESS = 2**40  # samples
 
 BORDER = 4
 """Margin in pixels that is cut off after the edge blur, so that its border effect is not seen."""
@@ -91,7 +88,7 @@ def _sample(ldct, target, full_dose, config: PatchConfig) -> dict[str, torch.Ten
     return sample
 
 
-class NoisePatches(Dataset):
+class NoisePatches(BankStream):
     """``dataset[n]`` -> {"ldct_hu", "target_hu" (1, P, P) float32 in HU, "noise_sd_hu" scalar}: an endless stream.
 
     Without ``config.noise_sd_hu`` it is {"target_hu"} alone, as an unconditional model learns from.
@@ -99,32 +96,25 @@ class NoisePatches(Dataset):
     scan shows it, with noise of its own that is independent of the low dose's; slices that are scans are that already.
     """
 
+    bank_key, sample_key = 0xBA27, 0x5A3B
+
     def __init__(self, config: PatchConfig = PatchConfig(), *, slices: Slices | None = None):
-        self.config, self._draw_slices = config, slices or PhantomSlices(config.anatomies)
-        self._generation = None
+        super().__init__(config)
+        self._draw_slices = slices or PhantomSlices(config.anatomies)
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def _banks(self, n: int):
+    def draw_bank(self, rng: np.random.Generator) -> None:
         c = self.config
-        generation = n // c.refresh
-        if generation != self._generation:
-            rng = np.random.default_rng([c.seed, 0xBA27, generation])
-            self._slices = [image.astype(np.float16) for image in self._draw_slices(rng, c.n_slices, size=c.size)]
-            side = max(128, c.patch * c.block_mean + 2 * BORDER)
-            photographs = (random_hu(rng, min_size=side) for _ in range(c.n_photographs))
-            self._photographs = [image.astype(np.float16) for image in photographs]
-            if c.noise_sd_hu is not None:
-                bodies = [image.astype(np.float32) for image in self._slices[:: max(1, c.n_slices // 32)]]
-                noises, self._blur = scanner_noise(rng, c.n_noises, size=c.size, bodies=bodies)
-                self._noises = noises.astype(np.float16)
-            self._generation = generation
+        self._slices = [image.astype(np.float16) for image in self._draw_slices(rng, c.n_slices, size=c.size)]
+        side = max(128, c.patch * c.block_mean + 2 * BORDER)
+        photographs = (random_hu(rng, min_size=side) for _ in range(c.n_photographs))
+        self._photographs = [image.astype(np.float16) for image in photographs]
+        if c.noise_sd_hu is not None:
+            bodies = [image.astype(np.float32) for image in self._slices[:: max(1, c.n_slices // 32)]]
+            noises, self._blur = scanner_noise(rng, c.n_noises, size=c.size, bodies=bodies)
+            self._noises = noises.astype(np.float16)
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
-        self._banks(n)
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         c = self.config
-        rng = np.random.default_rng([c.seed, 0x5A3B, n])
         side = c.patch * c.block_mean + 2 * BORDER
         if rng.random() < c.photograph_share:
             image, sharp = self._photographs[rng.integers(len(self._photographs))], True
@@ -168,28 +158,25 @@ class NoisePatches(Dataset):
         return np.ascontiguousarray(image[BORDER:-BORDER, BORDER:-BORDER])
 
 
-class PairedPatches(Dataset):
+class PairedPatches(BankStream):
     """The same stream from a collection of real pairs: the target is then the full-dose scan with its own noise.
 
     A bank of ``config.n_slices`` slice pairs is drawn anew every ``config.refresh`` samples.
     """
 
+    bank_key, sample_key = 0xBA28, 0x5A3C
+
     def __init__(self, collection: Collection, config: PatchConfig = PatchConfig()):
-        self.config, self._collection = config, collection.pairs()
+        super().__init__(config)
+        self._collection = collection.pairs()
         if not len(self._collection):
             raise ScanError(f"{collection.name} holds no case with both doses: give pairs, or simulate with ScanSlices")
-        self._generation = None
 
-    def __len__(self) -> int:
-        return ENDLESS
+    def draw_bank(self, rng: np.random.Generator) -> None:
+        self._bank = draw_scans(self._collection, rng, self.config.n_slices, lambda case: case.load_pair())
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         c = self.config
-        if n // c.refresh != self._generation:
-            self._generation = n // c.refresh
-            rng = np.random.default_rng([c.seed, 0xBA28, self._generation])
-            self._bank = draw_scans(self._collection, rng, c.n_slices, lambda case: case.load_pair())
-        rng = np.random.default_rng([c.seed, 0x5A3C, n])
         full, low = _body_crops(self._bank[rng.integers(len(self._bank))], c.patch, rng)
         return _sample(low, full, full, c)
 

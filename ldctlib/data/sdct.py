@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from ldctlib.data.anatomy_masks import TABLES, check_anatomy
 from ldctlib.data.banks import scanner_noise
 from ldctlib.data.captions import captioned_slices
 from ldctlib.data.collection import Collection
-from ldctlib.data.patches import ENDLESS
+from ldctlib.data.stream import BankStream, Endless
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import check_images, gaussian_blur
 from ldctlib.units import AIR_HU
@@ -65,33 +64,23 @@ class LabelledConfig:
         return replace(self, size=size, draw_size=64, n_slices=2, n_noises=1, noise_size=max(64, size))
 
 
-class LabelledSlices(Dataset):
+class LabelledSlices(BankStream):
     """Phantom slices, warped a little, with a scanner's blur and noise: an endless stream of samples as above.
 
     The noise has the standard deviation "noise_sd_hu" = full dose's / sqrt(dose) over the image.
     """
 
-    def __init__(self, config: LabelledConfig = LabelledConfig()):
-        self.config, self._generation = config, None
+    bank_key, sample_key = 0xBA2B, 0x5A3F
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def _bank(self, n: int) -> None:
+    def draw_bank(self, rng: np.random.Generator) -> None:
         c = self.config
-        if n // c.refresh == self._generation:
-            return
-        self._generation = n // c.refresh
-        rng = np.random.default_rng([c.seed, 0xBA2B, self._generation])
         self._slices = captioned_slices(rng, c.n_slices, c.draw_size, c.anatomies)
         bodies = [drawn.hu.astype(np.float32) for drawn in self._slices[:: max(1, c.n_slices // 16)]]
         noises = scanner_noise(rng, c.n_noises, size=max(c.noise_size, c.size), bodies=bodies)[0]
         self._noises = torch.from_numpy(noises.astype(np.float16))
 
-    def __getitem__(self, n: int) -> dict[str, Tensor]:
-        self._bank(n)
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, Tensor]:
         c = self.config
-        rng = np.random.default_rng([c.seed, 0x5A3F, n])
         drawn = self._slices[rng.integers(len(self._slices))]
         image = torch.from_numpy(drawn.hu.astype(np.float32))[None, None]
         mask = torch.from_numpy(TABLES["phantom"][drawn.labels])
@@ -142,7 +131,7 @@ def _sample(image: Tensor, mask: Tensor, dose: float, noise_sd_hu: float, pixel_
     return {"image_hu": image, "mask": mask} | {k: torch.tensor(v, dtype=torch.float32) for k, v in told.items()}
 
 
-class ArraySlices(Dataset):
+class ArraySlices(Endless):
     """Images (N, 1, S, S) in HU with masks (N, 1, S, S) as an endless stream of samples as above.
 
     synthetic : a second pair of images and masks, drawn with probability ``share``, as real and synthetic data are
@@ -170,9 +159,6 @@ class ArraySlices(Dataset):
         if not 0 <= share <= 1:
             raise ParameterError(f"share lies in [0, 1], got {share}")
         self._share, self._augment, self._seed = share if synthetic is not None else 0.0, augment, seed
-
-    def __len__(self) -> int:
-        return ENDLESS
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self._seed, 0x5A40, n])

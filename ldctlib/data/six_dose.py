@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from ldctlib.ct.dose import Scanner, noise_only
 from ldctlib.ct.dose_scaling import at_dose, std_map_scale
@@ -23,14 +22,14 @@ from ldctlib.ct.kernels import edge_blur_px
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.projector import projector
 from ldctlib.data.anatomy_masks import TABLES
-from ldctlib.data.banks import draw_scans, random_kernel
+from ldctlib.data.banks import draw_scans, patients_in_turn, random_kernel, random_slice
 from ldctlib.data.case import Case
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
-from ldctlib.data.patches import ENDLESS, crops
+from ldctlib.data.patches import crops
+from ldctlib.data.stream import BankStream
 from ldctlib.errors import ParameterError, ScanError
 from ldctlib.image import gaussian_blur
-from ldctlib.phantom.patient import Patient
 from ldctlib.units import hu_to_mu
 
 DOSES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -69,11 +68,10 @@ def scanned_slices(
     yy, xx = np.mgrid[:size, :size] - (size - 1) / 2
     centre = np.hypot(yy, xx) < 0.15 * size
     out: list[Scanned] = []
+    patients = patients_in_turn(rng, anatomies)
     for i in range(count):
         if i % a_patient == 0:
-            anatomy = anatomies[i // a_patient % len(anatomies)]
-            patient = Patient.random(int(rng.integers(2**31)), anatomy=anatomy)
-            low, high = patient.z_range_mm
+            patient = next(patients)
             field = patient.body.field_of_view_mm * 256 / size
             pixel_mm = min((p for p in PIXELS_MM if 256 * p >= field), default=PIXELS_MM[-1]) * 256 / size
             kernel, sd = random_kernel(rng), float(np.exp(rng.uniform(*np.log(sd_hu))))
@@ -83,8 +81,7 @@ def scanned_slices(
                 bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
                 modulation=float(rng.uniform(0, 0.5)),
             )
-        thickness = float(rng.choice((1.0, 1.0, 3.0)))
-        drawn = patient.slice(rng.uniform(low + 3, high - 3), size=size, pixel_mm=pixel_mm, thickness_mm=thickness)
+        drawn = random_slice(rng, patient, size=size, pixel_mm=pixel_mm)
         lines = projector(geometry).A(hu_to_mu(drawn.hu)).clamp(min=0)
         noise = noise_only(lines, geometry, scanner, SIMULATED_DOSE, kernel=kernel, generator=generator)[0, 0].numpy()
         noise *= sd / max(float(noise[centre].std()), 1e-6)
@@ -117,7 +114,7 @@ class SixDoseConfig:
 
     embedded = "phantom slices at six doses, and scikit-image's photographs with their noise"
 
-    def open(self, collection: Collection | None = None) -> Dataset:
+    def open(self, collection: Collection | None = None) -> BankStream:
         """The stream of phantoms, or of a collection's pairs."""
         return SixDoseSlices(self) if collection is None else SixDosePairs(collection, self)
 
@@ -127,34 +124,23 @@ class SixDoseConfig:
         return replace(self, size=size, patch=None, photograph_share=0.0, n_slices=4, n_photographs=1)
 
 
-class SixDoseSlices(Dataset):
+class SixDoseSlices(BankStream):
     """``dataset[n]`` -> {"image_hu", "clean_hu" (1, S, S) float32 in HU, "dose" scalar}: an endless stream.
 
     Of whole slices also the noise's map "noise_map_hu" (Eq. 9), "mask" (1, S, S) uint8 of
     :data:`~ldctlib.data.anatomy_masks.CLASSES`, and "pixel_mm".
     """
 
-    def __init__(self, config: SixDoseConfig = SixDoseConfig()):
-        self.config, self._generation = config, None
+    bank_key, sample_key = 0xBA2D, 0x5A3F
 
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def _bank(self, n: int) -> None:
+    def draw_bank(self, rng: np.random.Generator) -> None:
         c = self.config
-        if n // c.refresh == self._generation:
-            return
-        self._generation = n // c.refresh
-        rng = np.random.default_rng([c.seed, 0xBA2D, self._generation])
-        how = dict(size=c.size, anatomies=c.anatomies, sd_hu=c.sd_hu)
-        self._slices = scanned_slices(rng, c.n_slices, **how)
+        self._slices = scanned_slices(rng, c.n_slices, size=c.size, anatomies=c.anatomies, sd_hu=c.sd_hu)
         side, count = c.patch or 0, c.n_photographs if c.photograph_share else 0
         self._photographs = [random_hu(rng, min_size=max(128, side)).astype(np.float16) for _ in range(count)]
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
-        self._bank(n)
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         c = self.config
-        rng = np.random.default_rng([c.seed, 0x5A3F, n])
         which = rng.integers(len(self._slices))
         drawn = self._slices[n % len(self._slices) if c.in_turn else which]
         images = [drawn.clean_hu, drawn.noise_hu]
@@ -173,7 +159,7 @@ class SixDoseSlices(Dataset):
         return sample
 
 
-class SixDosePairs(Dataset):
+class SixDosePairs(BankStream):
     """The same stream from real pairs (section 3.3): {"image_hu", "noise_map_hu" (1, S, S) float32 in HU, "dose"}.
 
     The low dose of these collections was inserted into the full-dose scan: a dose d is x_fd + alpha (x_ld - x_fd), and
@@ -181,26 +167,24 @@ class SixDosePairs(Dataset):
     ``config.size`` pixels a side. There are no masks: a segmenter finds them, as in the paper.
     """
 
+    bank_key, sample_key = 0xBA2E, 0x5A41
+
     def __init__(self, collection: Collection, config: SixDoseConfig = SixDoseConfig()):
-        self.config, self._collection, self._generation = config, collection.pairs(), None
+        super().__init__(config)
+        self._collection = collection.pairs()
         if not len(self._collection):
             raise ScanError(f"{collection.name} holds no case with both doses: six doses are made from pairs")
 
-    def __len__(self) -> int:
-        return ENDLESS
+    def draw_bank(self, rng: np.random.Generator) -> None:
+        self._bank: list[tuple[np.ndarray, np.ndarray, float]] = []
+        while (left := self.config.n_slices - len(self._bank)) > 0:
+            case = self._collection.cases[rng.integers(len(self._collection))]
+            alone = Collection(self._collection.name, self._collection.layout, (case,))
+            pairs = draw_scans(alone, rng, min(16, left), Case.load_pair)
+            self._bank += [(*pair, case.dose or SIMULATED_DOSE) for pair in pairs]
 
-    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+    def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         c = self.config
-        if n // c.refresh != self._generation:
-            self._generation = n // c.refresh
-            rng = np.random.default_rng([c.seed, 0xBA2E, self._generation])
-            self._bank: list[tuple[np.ndarray, np.ndarray, float]] = []
-            while len(self._bank) < c.n_slices:
-                case = self._collection.cases[rng.integers(len(self._collection))]
-                some = Collection(self._collection.name, self._collection.layout, (case,))
-                few = min(16, c.n_slices - len(self._bank))
-                self._bank += [(*pair, case.dose or 0.25) for pair in draw_scans(some, rng, few, Case.load_pair)]
-        rng = np.random.default_rng([c.seed, 0x5A41, n])
         which = rng.integers(len(self._bank))
         full, low, measured_dose = self._bank[n % len(self._bank) if c.in_turn else which]
         pair = torch.from_numpy(np.stack([full, low]))[:, None]
