@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from ldctlib.data.six_dose import DOSES, scanned_slices
 from ldctlib.errors import LdctError, ParameterError
 from ldctlib.files import write_json
 from ldctlib.generators.registry import streams
-from ldctlib.metrics.backbones import image_features
-from ldctlib.metrics.distribution import frechet_distance, kernel_distance, mmd, precision_recall
+from ldctlib.metrics.backbones import Features, image_features
+from ldctlib.metrics.distribution import Distance, frechet_distance, kernel_distance, mmd, precision_recall
 from ldctlib.metrics.obedience import noise_sd
 from ldctlib.metrics.segmentation import segmentation_scores
 from ldctlib.metrics.statistics import paired_bootstrap
@@ -117,47 +118,40 @@ def _cell(score: tuple[float, float, float] | None) -> str:
 
 
 def score_set(
-    images_hu: Tensor, cases: Cases, *, reference: dict[str, Any], distances: bool = True
+    images_hu: Tensor, cases: Cases, *, quality_of_cases: np.ndarray, reference: Seen | None = None
 ) -> dict[str, tuple[float, float, float]]:
-    """All scores of images made for the cases; ``reference`` is :func:`seen` of the cases' own scans."""
+    """All scores of images made for the cases.
+
+    quality_of_cases : of the cases' own scans.
+    reference : :func:`seen` of these, for the distances between the sets; None leaves them out.
+    """
     found, judged, out = segment(images_hu), quality(images_hu).numpy(), {}
 
     def mean(values: np.ndarray) -> tuple[float, float, float]:
         counts = np.isfinite(values)
         return paired_bootstrap(values[counts], cases.patients[counts]) if counts.any() else (np.nan,) * 3
 
-    if distances:
-        own, how = seen(images_hu), dict(patients=cases.patients, reference_patients=cases.patients)
-        for key, measure in DISTANCES.items():
-            backbone = key[1]
-            try:
-                measured = measure(own[backbone], reference[backbone], **how)
-            except ParameterError:  # too few images for this backbone
-                continue
-            for d in measured if isinstance(measured, tuple) and not hasattr(measured, "name") else (measured,):
-                out[d.name] = (d.value, d.low, d.high)
+    if reference is not None:
+        out |= distances(seen(images_hu), reference, cases.patients, cases.patients)
     overlap = segmentation_scores(found, cases.masks, pixel_mm=1.0, classes=ORGANS)
     liver = ORGANS.index(LIVER)
-    scale = cases.pixel_mm
     out["Dice, liver"] = mean(overlap.dice[:, liver])
     out["Dice, five organs"] = mean(np.nanmean(overlap.dice, axis=1))
     out["IoU, liver"] = mean(overlap.iou[:, liver])
-    out["HD95, liver (mm)"] = mean(overlap.hausdorff95_mm[:, liver] * scale)
+    out["HD95, liver (mm)"] = mean(overlap.hausdorff95_mm[:, liver] * cases.pixel_mm)
     out["recall, liver"] = mean(overlap.recall[:, liver])
     out["precision, liver"] = mean(overlap.precision[:, liver])
     out["quality"] = mean(judged)
-    out["|Δ quality|"] = mean(np.abs(judged - reference["quality"]))
-    ratio = noise_ratio(images_hu, cases, found)
-    out["noise / asked for"] = mean(ratio)
+    out["|Δ quality|"] = mean(np.abs(judged - quality_of_cases))
+    out["noise / asked for"] = mean(noise_ratio(images_hu, cases, found))
     return out
 
 
-def noise_ratio(images_hu: Tensor, cases: Cases, masks: Tensor | None = None) -> np.ndarray:
+def noise_ratio(images_hu: Tensor, cases: Cases, masks: Tensor) -> np.ndarray:
     """Standard deviation of the noise in the liver over the conditioned map's there, (N,); NaN where it is small.
 
-    masks : where the liver is; the segmenter's by default, since an image may not have it where it was asked for.
+    masks : where the liver is found: an image may not have it where it was asked for.
     """
-    masks = segment(images_hu) if masks is None else masks
     ratios = np.full(len(images_hu), np.nan)
     for patient, model in cases.noise.items():
         own = np.flatnonzero(cases.patients == patient)
@@ -166,27 +160,39 @@ def noise_ratio(images_hu: Tensor, cases: Cases, masks: Tensor | None = None) ->
     return ratios
 
 
-def seen(images_hu: Tensor) -> dict[str, Any]:
-    """Features of a set of images by every backbone, and their quality."""
-    out: dict[str, Any] = {}
-    for key in DISTANCES:
-        backbone, layer = key[1], key[2]
-        if backbone not in out:
-            window = None if backbone.startswith("small clip") else SOFT_TISSUE
-            out[backbone] = image_features(
-                images_hu.split(32), window=window, backbone=backbone.split("/")[0], layer=layer
-            )
-    out["quality"] = quality(images_hu).numpy()
+Seen = dict[tuple[str, str | None], Features]
+"""A set of images in the features of each (backbone, layer)."""
+
+DISTANCES: tuple[tuple[str, str | None, Callable[..., Any]], ...] = (
+    ("vgg16", "relu2_2", frechet_distance),
+    ("vgg16", "relu3_3", kernel_distance),
+    ("small clip", None, mmd),
+    ("vgg16", "relu3_3", precision_recall),
+)
+"""Backbone, its layer, measure."""
+
+
+def seen(images_hu: Tensor) -> Seen:
+    """The features of a set of images that :data:`DISTANCES` are measured in."""
+    out: Seen = {}
+    for backbone, layer in dict.fromkeys((backbone, layer) for backbone, layer, _ in DISTANCES):
+        window = None if backbone == "small clip" else SOFT_TISSUE  # it has windows of its own
+        out[backbone, layer] = image_features(images_hu.split(32), window=window, backbone=backbone, layer=layer)
     return out
 
 
-DISTANCES: dict[tuple[str, str, str | None], Callable[..., Any]] = {
-    ("FD", "vgg16/relu2_2", "relu2_2"): frechet_distance,
-    ("KD", "vgg16", "relu3_3"): kernel_distance,
-    ("MMD", "small clip", None): mmd,
-    ("PR", "vgg16", "relu3_3"): precision_recall,
-}
-"""(kind, backbone as it is kept, its layer) -> measure."""
+def distances(own: Seen, reference: Seen, patients: np.ndarray, reference_patients: np.ndarray) -> dict[str, Any]:
+    """Distances between two sets of images, with their intervals; those that need more images are left out."""
+    out = {}
+    for backbone, layer, measure in DISTANCES:
+        pair = own[backbone, layer], reference[backbone, layer]
+        try:
+            found = measure(*pair, patients=patients, reference_patients=reference_patients)
+        except ParameterError:
+            continue
+        for d in (found,) if isinstance(found, Distance) else found:
+            out[d.name] = (d.value, d.low, d.high)
+    return out
 
 
 @torch.no_grad()
@@ -209,44 +215,43 @@ def run(
     guidance: float = 1.0,
     files: dict[str, str] | None = None,
     batch: int = 16,
-    distances: bool = True,
+    sets: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> SynthesisResult:
     """Make and score images of the named generators for the cases.
 
     others : scans of other patients, for the row "real".
+    sets : whether distances between sets of images are measured.
     files : checkpoints in place of the shipped ones, by generator.
     """
-    result, reference = (
-        SynthesisResult(),
-        seen(cases.images_hu) if distances else {"quality": quality(cases.images_hu).numpy()},
-    )
-    result.notes["n"] = (
-        f"{len(cases)} images of {len(set(cases.patients))} patients, {steps} steps, guidance {guidance:g}"
-    )
-    result.notes["distances"] = (
-        "to the cases' own scans, in the soft-tissue window; the small CLIP has windows of its own"
-    )
-    result.notes["Dice"] = f"of {SEGMENTER}, trained on other phantoms, against the mask that was asked for"
-    result.notes["quality"] = f"0 to 4, by {JUDGE}, which was trained on simulated doses"
-    result.scores["the cases' scans"] = score_set(cases.images_hu, cases, reference=reference, distances=False)
+    result = SynthesisResult()
+    how = dict(quality_of_cases=quality(cases.images_hu).numpy())
+    result.scores["the cases' scans"] = score_set(cases.images_hu, cases, **how)
+    how |= dict(reference=seen(cases.images_hu) if sets else None)
+    n_patients = len(set(cases.patients))
+    result.notes |= {
+        "n": f"{len(cases)} images of {n_patients} patients, {steps} steps, guidance {guidance:g}",
+        "distances": "to the cases' own scans, in the soft-tissue window; the small CLIP has windows of its own",
+        "Dice": f"of {SEGMENTER}, trained on other phantoms, against the mask that was asked for",
+        "quality": f"0 to 4, by {JUDGE}, which was trained on simulated doses",
+    }
     if others is not None:
-        made = score_set(others.images_hu, others, reference=reference, distances=distances)
-        result.scores["real, other patients"] = {k: v for k, v in made.items() if "(" in k or k == "quality"}
-    for i, name in enumerate(names):
+        row = {"quality": paired_bootstrap(quality(others.images_hu).numpy(), others.patients)}
+        if sets:
+            row |= distances(seen(others.images_hu), how["reference"], others.patients, cases.patients)
+        result.scores["real, other patients"] = row
+    for name in names:
         generate = generators.load(name, path=(files or {}).get(name))
-        if i == 0 and generate.pipeline.autoencoder is not None:
-            result.images["round trip"] = round_trip(generate.pipeline, cases)
-            result.scores["round trip"] = score_set(
-                result.images["round trip"], cases, reference=reference, distances=distances
-            )
+        if "round trip" not in result.images and generate.pipeline.spec.autoencoder is not None:
+            made = result.images["round trip"] = round_trip(generate.pipeline, cases)
+            result.scores["round trip"] = score_set(made, cases, **how)
         parts = []
         for first in range(0, len(cases), batch):
             part = slice(first, min(first + batch, len(cases)))
             told = dict(noise_map_hu=cases.noise_map_hu[part], steps=steps, guidance=guidance)
             parts.append(generate(cases.masks[part], seeds=range(part.start, part.stop), **told))
         result.images[name] = torch.cat(parts)
-        result.scores[name] = score_set(result.images[name], cases, reference=reference, distances=distances)
+        result.scores[name] = score_set(result.images[name], cases, **how)
         progress(name)
     return result
 
@@ -266,8 +271,7 @@ def main() -> int:
         others = Cases.of_phantoms(options.patients, seed=options.seed + 1)
         files = {name: path for name, _, path in pairs if path}
         how = dict(steps=options.steps, guidance=options.guidance, others=others, files=files)
-        tell = lambda text: print(f"{text} done", file=sys.stderr, flush=True)  # noqa: E731
-        result = run([name for name, *_ in pairs], cases, progress=tell, **how)
+        result = run([name for name, *_ in pairs], cases, progress=partial(print, "done:", file=sys.stderr), **how)
         print(result.to_markdown())
         if options.json:
             result.to_json(options.json)

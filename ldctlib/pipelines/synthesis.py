@@ -171,9 +171,7 @@ class SynthesisPipeline:
         """The process's loss on encoded images. Each condition of each image is dropped with probability ``drop``."""
         x0, inputs = self._x0(batch, generator), self.inputs(batch)
         if drop:
-            inputs |= _dropped(
-                network, inputs, lambda shape: torch.rand(shape, generator=generator, device=x0.device) < drop
-            )
+            inputs |= _dropped(inputs, lambda shape: torch.rand(shape, generator=generator, device=x0.device) < drop)
         return self.process.loss(lambda x_t, t: network(x_t, t, **inputs), x0, generator=generator)
 
     def predictor(self, encoded: Mapping[str, Tensor], guidance: float = 1.0):
@@ -186,7 +184,7 @@ class SynthesisPipeline:
         conditional = self.process.predictor(lambda x_t, t: self.network(x_t, t, **inputs))
         if guidance == 1.0 or not inputs:
             return conditional
-        dropped = _dropped(self.network, inputs, lambda shape: torch.ones(shape, dtype=torch.bool))
+        dropped = _dropped(inputs, lambda shape: torch.ones(shape, dtype=torch.bool))
         if not dropped:
             raise ParameterError("this model cannot do without its condition, which guidance asks for: guidance is 1")
         null = inputs | dropped
@@ -266,7 +264,7 @@ class PixelSynthesis(SynthesisPipeline):
         return self.hu_range.from_model(z.clamp(-1.0, 1.0))
 
 
-def _dropped(network: nn.Module, inputs: Mapping[str, Tensor], draw) -> dict[str, Tensor]:
+def _dropped(inputs: Mapping[str, Tensor], draw) -> dict[str, Tensor]:
     """The arguments that say which conditions of which image are dropped; ``draw`` gives bool of a shape."""
     out = {}
     if "vector" in inputs:

@@ -57,13 +57,13 @@ def autoencoder_updates(context: Context):
 
 
 @torch.no_grad()
-def latent_scale(model: nn.Module, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
-    """The factor that gives posterior samples of 64 training images unit variance."""
+def latent_scale(model: nn.Module, recipe: Recipe, dataset: Dataset, *, image: str = "full_dose_hu") -> dict[str, Any]:
+    """The factor that gives posterior samples of 64 training images unit variance; ``image`` is their name."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     samples = []
     for first in range(0, 64, 4):  # a few at a time: 64 whole slices would fill any memory
-        x = torch.stack([dataset[n]["full_dose_hu"] for n in range(first, first + 4)]).to(device)
+        x = torch.stack([dataset[n][image] for n in range(first, first + 4)]).to(device)
         samples.append(model.encode(recipe.hu_range.to_model(x)).sample(generator).cpu())
     return {"latent_scale": model.fit_latent_scale(torch.cat(samples))}
 

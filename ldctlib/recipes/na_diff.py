@@ -7,6 +7,7 @@ window. ``na_autoencoder`` is this project's own of that shape.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ldctlib.pipelines.segmentation import segment
 from ldctlib.pipelines.synthesis import WINDOW_RANGE, PixelSynthesis, SynthesisPipeline
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.leda import perceptual
+from ldctlib.recipes.man import latent_scale
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 
@@ -55,17 +57,6 @@ def autoencoder_updates(context: Context):
         return terms | {"loss": terms["loss"] + sum(options[name] * terms[name] for name in ("perceptual", "noise"))}
 
     return loss
-
-
-@torch.no_grad()
-def latent_scale(model, recipe: Recipe, dataset) -> dict[str, Any]:
-    """The factor that gives posterior samples of 64 training images unit variance."""
-    generator, samples = torch.Generator().manual_seed(0), []
-    for first in range(0, 64, 8):
-        x = torch.stack([dataset[n]["image_hu"] for n in range(first, first + 8)])
-        posterior = model.encode(window_model(x).to(next(model.parameters()).device))
-        samples.append(posterior.sample(generator).cpu())
-    return {"latent_scale": model.fit_latent_scale(torch.cat(samples))}
 
 
 SMALL_AUTOENCODER = Network(
@@ -115,7 +106,7 @@ def autoencoder_recipe(profile: str) -> Recipe:
         stages,
         autoencoder_updates,
         hu_range=WINDOW_RANGE,
-        finish=latent_scale,
+        finish=partial(latent_scale, image="image_hu"),
         paper="NA-Diff, section 4.1; Rombach et al. 2022",
         budget_mib=4.0,
     )
