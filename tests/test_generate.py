@@ -12,7 +12,7 @@ from ldctlib.data.dicom_write import write_synthetic
 from ldctlib.data.nifti import read_nifti
 from ldctlib.errors import ParameterError
 from ldctlib.generators import series
-from tests.test_recipes_na_diff import place_autoencoder
+from tests.test_synthesis import place_autoencoder
 
 
 @pytest.fixture(scope="module")

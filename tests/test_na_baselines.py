@@ -12,28 +12,24 @@ from ldctlib import checkpoints, generators, recipes
 from ldctlib.data.anatomy_masks import CLASSES, LIVER
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.generators import Generator
-from ldctlib.models.noise_autoencoder import NoiseAutoencoder
 from ldctlib.models.unet import UNet
 from ldctlib.pipelines import PipelineSpec
 from ldctlib.pipelines.synthesis import PixelSynthesis
 from ldctlib.recipes.na_diff import PROCESS, WINDOW_RANGE
+from tests.test_synthesis import place_autoencoder
 
-AUTOENCODER = dict(width=8, channel_mult=[1, 1], latent_channels=4, blocks=1, attention_at=[], stem=4, norm_groups=4)
 NAMES = ("na_base", "controlnet", "seg_diff", "seg_diff_corrected")
 SOURCES = {"seg_diff": "anatomy_255", "seg_diff_corrected": "anatomy_one_hot"}
-UNTRAINED = dict(collection="none", cases="none", seed=0, steps=0, profile="test", code_revision="none")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where an autoencoder lies that nobody has trained, for each profile."""
-    torch.manual_seed(0)
-    out, network = tmp_path_factory.mktemp("baselines"), NoiseAutoencoder(**AUTOENCODER)
-    told = dict(config=AUTOENCODER, hu_range=WINDOW_RANGE, recipe="na_autoencoder", trained_on=UNTRAINED)
+    out = tmp_path_factory.mktemp("baselines")
     for profile in ("workshop", "paper"):
-        path = out / profile / "dry-run" / "na_autoencoder.safetensors"
-        path.parent.mkdir(parents=True)
-        checkpoints.save(path, network, model="noise_autoencoder", **told)
+        lies_in = out / profile / "dry-run"
+        lies_in.mkdir(parents=True)
+        place_autoencoder(lies_in)
     return out
 
 

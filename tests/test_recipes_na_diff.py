@@ -4,18 +4,10 @@ import pytest
 import torch
 
 from ldctlib import checkpoints, recipes
-from ldctlib.models.noise_autoencoder import NoiseAutoencoder
 from ldctlib.pipelines.published_vae import published_vae
-from ldctlib.pipelines.synthesis import WINDOW_RANGE, SynthesisPipeline
+from ldctlib.pipelines.synthesis import SynthesisPipeline
 from ldctlib.recipes.na_diff import VARIANTS
-from tests.test_synthesis import AUTOENCODER, UNTRAINED
-
-
-def place_autoencoder(folder) -> None:
-    torch.manual_seed(0)
-    told = dict(config=AUTOENCODER, hu_range=WINDOW_RANGE, recipe="na_autoencoder", trained_on=UNTRAINED)
-    network = NoiseAutoencoder(**AUTOENCODER)
-    checkpoints.save(folder / "na_autoencoder.safetensors", network, model="noise_autoencoder", **told)
+from tests.test_synthesis import place_autoencoder
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Synthesis from conditions: what is trained is what is sampled; an image depends on its seed and conditions alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,14 +21,18 @@ UNTRAINED = dict(collection="none", cases="none", seed=0, steps=0, profile="test
 BOTH = {"vector": ["noise", "anatomy"]}
 
 
+def place_autoencoder(folder: Path) -> Path:
+    """A tiny autoencoder that nobody has trained, as the checkpoint that generators ask for."""
+    torch.manual_seed(0)
+    told = dict(config=AUTOENCODER, hu_range=WINDOW_RANGE, recipe="na_autoencoder", trained_on=UNTRAINED)
+    path, network = folder / "na_autoencoder.safetensors", NoiseAutoencoder(**AUTOENCODER)
+    return checkpoints.save(path, network, model="noise_autoencoder", **told)
+
+
 @pytest.fixture(scope="module")
 def used(tmp_path_factory) -> dict[str, checkpoints.Checkpoint]:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("ae") / "na_autoencoder.safetensors"
-    network = NoiseAutoencoder(**AUTOENCODER)
-    told = dict(config=AUTOENCODER, hu_range=WINDOW_RANGE, recipe="na_autoencoder", trained_on=UNTRAINED)
-    checkpoints.save(path, network, model="noise_autoencoder", **told)
-    return {"na_autoencoder": checkpoints.load(path), "clip": checkpoints.load(checkpoints.find("clip"))}
+    autoencoder = checkpoints.load(place_autoencoder(tmp_path_factory.mktemp("ae")))
+    return {"na_autoencoder": autoencoder, "clip": checkpoints.load(checkpoints.find("clip"))}
 
 
 def pipeline(used, conditions=BOTH, **config) -> SynthesisPipeline:

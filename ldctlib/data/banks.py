@@ -30,6 +30,13 @@ def random_kernel(rng: np.random.Generator) -> Kernel:
     return Kernel(rng.uniform(0.1, 0.65), rng.uniform(0.75, 1.25), tilt=rng.uniform(0, 0.25))
 
 
+def random_scanner(rng: np.random.Generator, *, photons: tuple[float, float]) -> Scanner:
+    """A scanner with photons a ray between two numbers, log-uniform, most with a bow-tie filter."""
+    n = float(np.exp(rng.uniform(*np.log(photons))))
+    bowtie_mm = float(rng.uniform(130, 200)) if rng.random() < 0.7 else None
+    return Scanner(n, bowtie_radius_mm=bowtie_mm, modulation=float(rng.uniform(0, 0.5)))
+
+
 def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodies=None) -> tuple[np.ndarray, ...]:
     """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size), and for each
     the blur in pixels that its kernel gives to edges (:func:`edge_blur_px`).
@@ -51,9 +58,7 @@ def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodi
         body = torch.from_numpy(bodies[rng.integers(len(bodies))]).float()[None, None]
         body = torch.rot90(body, int(rng.integers(4)), (2, 3))
         line = projector(geometry.on_grid(body.shape[-1])).A(hu_to_mu(body)).clamp(min=0)
-        photons = float(np.exp(rng.uniform(np.log(2e4), np.log(5e5))))
-        bowtie_mm = float(rng.uniform(130, 200)) if rng.random() < 0.7 else None
-        scanner = Scanner(photons, bowtie_radius_mm=bowtie_mm, modulation=float(rng.uniform(0, 0.5)))
+        scanner = random_scanner(rng, photons=(2e4, 5e5))
         kernel = random_kernel(rng)
         blur[i] = edge_blur_px(kernel, pixel_mm)
         noise = noise_only(line, geometry, scanner, kernel=kernel, generator=generator)[0, 0].numpy()

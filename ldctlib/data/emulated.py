@@ -26,6 +26,7 @@ from ldctlib.ct.projector import projector
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import photographs, read_photograph
 from ldctlib.data.patches import crops
+from ldctlib.data.six_dose import DOSES
 from ldctlib.data.stream import BankStream
 from ldctlib.errors import ParameterError, ScanError
 from ldctlib.units import SOFT_TISSUE
@@ -82,7 +83,7 @@ class EmulationConfig:
 
     seed: int = 0
     size: int = 256  # pixels a side
-    doses: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+    doses: tuple[float, ...] = DOSES
     n_photographs: int = 256  # parts of photographs in the bank, each at every dose
     refresh: int = 12_000  # samples between two drawings of the bank
     least_part: float = 0.5  # of a photograph's shorter side, so far as it has the pixels

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ldctlib.ct.dose import Scanner, noise_only
+from ldctlib.ct.dose import noise_only
 from ldctlib.ct.dose_scaling import at_dose, std_map_scale
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.kernels import edge_blur_px
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.projector import projector
 from ldctlib.data.anatomy_masks import TABLES
-from ldctlib.data.banks import draw_scans, patients_in_turn, random_kernel, random_slice
+from ldctlib.data.banks import draw_scans, patients_in_turn, random_kernel, random_scanner, random_slice
 from ldctlib.data.case import Case
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
@@ -76,11 +76,7 @@ def scanned_slices(
             pixel_mm = min((p for p in PIXELS_MM if 256 * p >= field), default=PIXELS_MM[-1]) * 256 / size
             kernel, sd = random_kernel(rng), float(np.exp(rng.uniform(*np.log(sd_hu))))
             geometry = ParallelGeometry.for_image(size, pixel_mm, bins_per_pixel=1.0, n_views=400)
-            scanner = Scanner(
-                float(np.exp(rng.uniform(np.log(1e5), np.log(2e6)))),
-                bowtie_radius_mm=float(rng.uniform(130, 200)) if rng.random() < 0.7 else None,
-                modulation=float(rng.uniform(0, 0.5)),
-            )
+            scanner = random_scanner(rng, photons=(1e5, 2e6))
         drawn = random_slice(rng, patient, size=size, pixel_mm=pixel_mm)
         lines = projector(geometry).A(hu_to_mu(drawn.hu)).clamp(min=0)
         noise = noise_only(lines, geometry, scanner, SIMULATED_DOSE, kernel=kernel, generator=generator)[0, 0].numpy()

@@ -12,25 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ldctlib import checkpoints
-from ldctlib.ct.dose import Scanner
 from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.noise_maps import anatomy_noise_map
 from ldctlib.data.anatomy_masks import check_anatomy, typical_hu
 from ldctlib.diffusion.samplers import Step
 from ldctlib.errors import ParameterError, ShapeError, did_you_mean
+from ldctlib.phantom.scan_phantom import SCANNER
 from ldctlib.pipelines.synthesis import SynthesisPipeline
 from ldctlib.units import Range
 
 FULL_DOSE_SD_HU = 10.0
 """Noise of a full-dose scan near the axis, where nobody says it."""
-
-SCANNER = Scanner(bowtie_radius_mm=160.0, modulation=0.3)
-"""Of noise maps that are made without a scan."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,13 @@ class Generator:
         count = len(seeds)
         if len(mask) not in (1, count) or not count:
             raise ShapeError(f"{count} seeds make {count} images and need as many masks or one, got {len(mask)}")
-        mask = mask.expand(count, -1, -1, -1)
         if noise_map_hu is None and "noise" in self.conditions:
-            noise_map_hu = self.noise_map(mask, dose, pixel_mm, full_dose_sd_hu, kernel)
-        elif noise_map_hu is not None and noise_map_hu.shape != mask.shape:
+            doses = list(dose) if isinstance(dose, Sequence) else [dose] * count
+            if len(doses) != count:
+                raise ParameterError(f"{count} images need one dose or as many, got {len(doses)}")
+            noise_map_hu = self.noise_map(mask, doses, pixel_mm, full_dose_sd_hu, kernel)
+        mask = mask.expand(count, -1, -1, -1)
+        if noise_map_hu is not None and noise_map_hu.shape != mask.shape:
             raise ShapeError(f"a noise map has its mask's shape {tuple(mask.shape)}, got {tuple(noise_map_hu.shape)}")
         encoded = self.pipeline.encode_conditions(noise_map_hu=noise_map_hu, mask=mask)
         yield from self.pipeline.steps(encoded, count, tuple(mask.shape[-2:]), generators=streams(seeds), **sampling)
@@ -125,20 +126,18 @@ class Generator:
         return self.pipeline.decode(x0_hat, generators=streams(seeds, 1) if noise else None)
 
     @staticmethod
-    def noise_map(mask: Tensor, dose, pixel_mm: float, full_dose_sd_hu: float, kernel="B30f") -> Tensor:
-        """The noise maps (B, 1, H, W) that a dose, or one for each image, asks for."""
-        doses = [float(dose)] * len(mask) if not isinstance(dose, Sequence) else [float(d) for d in dose]
-        if len(doses) != len(mask):
-            raise ParameterError(f"{len(mask)} images need one dose or as many, got {len(doses)}")
-        body, maps, known = typical_hu(mask), [], {}
+    def noise_map(
+        mask: Tensor, doses: Sequence[float], pixel_mm: float, full_dose_sd_hu: float, kernel: str | Kernel = "B30f"
+    ) -> Tensor:
+        """The noise maps (n, 1, H, W) that n doses ask for, of as many masks or of one."""
+        body = typical_hu(mask)
         how = dict(pixel_mm=pixel_mm, centre_sd_hu=full_dose_sd_hu, kernel=kernel, scanner=SCANNER)
-        for i, d in enumerate(doses):
-            key = (d, mask[i].data_ptr())  # an expanded mask is propagated once
-            if key not in known:
-                generator = torch.Generator().manual_seed(0)
-                known[key] = anatomy_noise_map(body[i : i + 1], d, generator=generator, **how)
-            maps.append(known[key])
-        return torch.cat(maps)
+
+        @cache
+        def made(i: int, dose: float) -> Tensor:
+            return anatomy_noise_map(body[i : i + 1], dose, generator=torch.Generator().manual_seed(0), **how)
+
+        return torch.cat([made(i if len(mask) > 1 else 0, float(dose)) for i, dose in enumerate(doses)])
 
 
 def streams(seeds: Sequence[int], stream: int = 0) -> list[torch.Generator]:
