@@ -33,10 +33,26 @@ class NoiseAutoencoder(Autoencoder):
         the corners of the spectrum. The bands' powers add up to the whole: the drawn noise's spectrum runs linearly
         from node to node.
     noise_width : channels of the layers that read the bands from the latent.
+    latent_mean, latent_std : of each channel of raw latents, kept in the checkpoint's config: see :meth:`fit_latents`.
+        Scaled latents have mean 0 and deviation 1 in every channel, and not only over all.
     """
 
-    def __init__(self, *args, nodes: Sequence[float] = NODES, noise_width: int = 48, **options):
+    def __init__(
+        self,
+        *args,
+        nodes: Sequence[float] = NODES,
+        noise_width: int = 48,
+        latent_mean: Sequence[float] | None = None,
+        latent_std: Sequence[float] | None = None,
+        **options,
+    ):
         super().__init__(*args, **options)
+        c = self.latent_channels
+        mean, std = [0.0] * c if latent_mean is None else latent_mean, [1.0] * c if latent_std is None else latent_std
+        if len(mean) != c or len(std) != c or not all(s > 0 for s in std):
+            raise ParameterError(f"latent_mean and latent_std have a number a channel, {c}, and std > 0: {mean}, {std}")
+        for name, values in (("latent_mean", mean), ("latent_std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
         if len(nodes) < 2 or nodes[0] != 0 or any(b <= a for a, b in zip(nodes, nodes[1:], strict=False)):
             raise ParameterError(f"nodes are two or more rising frequencies from 0 on, got {tuple(nodes)}")
         self.nodes = tuple(nodes)
@@ -50,6 +66,23 @@ class NoiseAutoencoder(Autoencoder):
     def encode(self, x: Tensor) -> Posterior:
         """As the autoencoder's, of the image clipped to the model's range: it sees a window."""
         return super().encode(x.clamp(-1.0, 1.0))
+
+    def scale(self, z: Tensor) -> Tensor:
+        return (z - self.latent_mean) / self.latent_std
+
+    def unscale(self, z: Tensor) -> Tensor:
+        return z * self.latent_std + self.latent_mean
+
+    @torch.no_grad()
+    def fit_latents(self, z: Tensor) -> dict[str, list[float]]:
+        """Take mean and standard deviation of each channel of raw posterior samples (B, c, h, w); returns both as
+        entries of a config."""
+        std, mean = torch.std_mean(z.double(), dim=(0, 2, 3), keepdim=True)
+        if not bool((std > 0).all() and std.isfinite().all()):
+            raise ParameterError(f"latents of deviations {std.flatten().tolist()} cannot be scaled to unit variance")
+        self.latent_mean.copy_(mean[0])
+        self.latent_std.copy_(std[0])
+        return {"latent_mean": self.latent_mean.flatten().tolist(), "latent_std": self.latent_std.flatten().tolist()}
 
     def noise_sd(self, z: Tensor) -> Tensor:
         """Raw latents (B, c, h, w) -> each band's standard deviation (B, K, h, w) in model units."""

@@ -57,15 +57,20 @@ def autoencoder_updates(context: Context):
 
 
 @torch.no_grad()
-def latent_scale(model: nn.Module, recipe: Recipe, dataset: Dataset, *, image: str = "full_dose_hu") -> dict[str, Any]:
-    """The factor that gives posterior samples of 64 training images unit variance; ``image`` is their name."""
+def posterior_samples(model: nn.Module, recipe: Recipe, dataset: Dataset, image: str) -> Tensor:
+    """Raw latents of 64 training images, whose name is ``image``."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     samples = []
     for first in range(0, 64, 4):  # a few at a time: 64 whole slices would fill any memory
         x = torch.stack([dataset[n][image] for n in range(first, first + 4)]).to(device)
         samples.append(model.encode(recipe.hu_range.to_model(x)).sample(generator).cpu())
-    return {"latent_scale": model.fit_latent_scale(torch.cat(samples))}
+    return torch.cat(samples)
+
+
+def latent_scale(model: nn.Module, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """The factor that gives posterior samples of training images unit variance."""
+    return {"latent_scale": model.fit_latent_scale(posterior_samples(model, recipe, dataset, "full_dose_hu"))}
 
 
 FULL_DOSE_NOISE_SD_HU = (2.0, 20.0)

@@ -7,12 +7,13 @@ window. ``na_autoencoder`` is this project's own of that shape.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from ldctlib.data.anatomy_masks import CLASSES
 from ldctlib.data.emulated import EmulationConfig
@@ -29,7 +30,7 @@ from ldctlib.pipelines.segmentation import segment
 from ldctlib.pipelines.synthesis import WINDOW_RANGE, PixelSynthesis, SynthesisPipeline
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.leda import perceptual
-from ldctlib.recipes.man import latent_scale
+from ldctlib.recipes.man import posterior_samples
 from ldctlib.recipes.recipe import Context, Network, Recipe, Stage
 from ldctlib.training import TrainConfig
 
@@ -42,7 +43,11 @@ def window_model(images_hu: Tensor) -> Tensor:
 
 
 def autoencoder_updates(context: Context):
-    """The noise-free image from the noisy one (MAN's Eq. 3), and the likelihood of the noise's bands."""
+    """The noise-free image from the noisy one (MAN's Eq. 3), and the likelihood of the noise's bands.
+
+    Latents averaged over 2 x 2 are to decode to the image averaged so (Skorokhodov et al. 2025, scale equivariance):
+    what is coarse in the image is then coarse in the latents, and a short diffusion training finds it.
+    """
     options = context.stage.options
     total, distance = AutoencoderLoss(kl=Ramp(options["kl"]), mse=0.5, l1=1.0), perceptual(options["perceptual_side"])
 
@@ -54,9 +59,17 @@ def autoencoder_updates(context: Context):
         terms = total(x_hat, clean, posterior, step)
         terms["perceptual"] = distance(0.5 + 0.5 * x_hat, 0.5 + 0.5 * clean, generator)
         terms["noise"] = noise_likelihood(model.noise_sd(z), model.bands(x - clean), model.factor)
-        return terms | {"loss": terms["loss"] + sum(options[name] * terms[name] for name in ("perceptual", "noise"))}
+        if options["coarse"]:
+            terms["coarse"] = F.l1_loss(model.decode(F.avg_pool2d(z, 2)).float(), F.avg_pool2d(clean, 2))
+        weighted = sum(options[name] * terms[name] for name in ("perceptual", "noise", "coarse") if name in terms)
+        return terms | {"loss": terms["loss"] + weighted}
 
     return loss
+
+
+def latent_unit(model, recipe: Recipe, samples: Dataset) -> dict[str, Any]:
+    """Mean and deviation of each channel of training images' latents."""
+    return model.fit_latents(posterior_samples(model, recipe, samples, "image_hu"))
 
 
 SMALL_AUTOENCODER = Network(
@@ -68,45 +81,42 @@ SMALL_AUTOENCODER = Network(
 
 
 def autoencoder_recipe(profile: str) -> Recipe:
-    """Anatomy first, then the noise's bands count as much, then the rate falls. Last come whole slices: their air is
-    seen by group norms and attention."""
+    """Anatomy first, then the noise's bands count as much, then the rate falls. Then come whole slices: their air is
+    seen by group norms and attention. Last, latents learn to be coarse where the image is."""
     train: dict[str, Any] = dict(betas=(0.9, 0.99), clip_norm=1.0, checkpoint_every=250, precision="auto")
     data: dict[str, Any] = dict(photograph_share=0.2, patch=128)
-    options: dict[str, Any] = dict(kl=5e-3, perceptual=0.02, perceptual_side=64)
+    options: dict[str, Any] = dict(kl=5e-3, perceptual=0.02, perceptual_side=64, coarse=0.0)
     if profile == "workshop":
-        steps, batch, train = (20, 5, 5, 2), 4, train | dict(log_every=5)
+        steps, batch, train = (20, 5, 5, 2, 2), 4, train | dict(log_every=5)
         data |= dict(n_slices=8, n_photographs=4)
     elif profile == "train":
-        steps, batch, train = (750, 500, 750, 400), 8, train | dict(log_every=50)
+        steps, batch, train = (750, 500, 750, 400, 600), 8, train | dict(log_every=50)
     else:
-        steps, batch, train = (50_000, 30_000, 50_000, 20_000), 8, train | dict(log_every=100)
+        steps, batch, train = (50_000, 30_000, 50_000, 20_000, 20_000), 8, train | dict(log_every=100)
     constant: dict[str, Any] = dict(schedule="constant", lr=1e-3, batch_size=batch)
-    plans: list[tuple[str, dict[str, Any], dict[str, Any], float]] = [
-        ("stable", constant | dict(warmup_steps=min(100, steps[0] // 4)), {}, 0.02),
-        ("noise", constant, {}, 0.3),
-        ("decay", dict(lr=1e-3, batch_size=batch), {}, 0.3),
-        (
-            "whole",
-            dict(lr=5e-4, batch_size=max(1, batch // 4)),
-            dict(patch=256, n_slices=data.get("n_slices", 128)),
-            1.0,
-        ),
+    slices = dict(lr=5e-4, batch_size=max(1, batch // 4)), dict(patch=256, n_slices=data.get("n_slices", 128))
+    plans: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, float]]] = [
+        ("stable", constant | dict(warmup_steps=min(100, steps[0] // 4)), {}, dict(noise=0.02)),
+        ("noise", constant, {}, dict(noise=0.3)),
+        ("decay", dict(lr=1e-3, batch_size=batch), {}, dict(noise=0.3)),
+        ("whole", *slices, dict(noise=1.0)),
+        ("coarse", *slices, dict(noise=1.0, coarse=1.0, kl=1e-2)),
     ]
     stages = tuple(
         Stage(
             name,
             TrainConfig(steps=steps[i], seed=41 + i, **train | rate),
             SixDoseConfig(seed=401 + 1000 * i, **data | other),
-            options | dict(noise=weight),
+            options | weights,
         )
-        for i, (name, rate, other, weight) in enumerate(plans)
+        for i, (name, rate, other, weights) in enumerate(plans)
     )
     return Recipe(
         {"autoencoder": SMALL_AUTOENCODER},
         stages,
         autoencoder_updates,
         hu_range=WINDOW_RANGE,
-        finish=partial(latent_scale, image="image_hu"),
+        finish=latent_unit,
         paper="NA-Diff, section 4.1; Rombach et al. 2022",
         budget_mib=4.0,
     )
@@ -116,7 +126,9 @@ NA_AUTOENCODER = {profile: autoencoder_recipe(profile) for profile in PROFILES}
 
 # ---------------------------------------------------------------- the diffusion transformers (Table 1)
 
-PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="v")
+PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="x0")
+"""A token has 64 numbers and the small network 128: it need not carry the noise through where it predicts the image (Li &
+He 2025). All times weigh alike."""
 PAPER_PROCESS: dict[str, Any] = dict(schedule="linear", T=1000, prediction="eps")
 """DiT's; the paper's loss is on eps (section 3.1)."""
 VIT_L = "openai/clip-vit-large-patch14"
@@ -197,7 +209,7 @@ def variant(name: str, profile: str) -> Recipe:
     config = (published_size("DiT-L/4") | dict(input_size=32, in_channels=4)) if paper else SMALL_DIT
     config = config | (dict(vectors=len(vectors), vector_dim=768 if paper else CLIP_DIM) if vectors else {}) | extra
     network = Network("dit", config, start, REINITIALISED if start == "na_natural" else ())
-    options: dict[str, Any] = dict(n_images=8_192, drop=0.1)
+    options: dict[str, Any] = dict(n_images=4_096 if natural else 8_192, drop=0.1)
     train: dict[str, Any] = dict(seed=43, precision="auto", channels_last=False)
     data: Any = EmulationConfig(seed=402)
     if not natural:
@@ -210,7 +222,7 @@ def variant(name: str, profile: str) -> Recipe:
         small: dict[str, Any] = dict(n_photographs=4) if natural else dict(n_slices=4, refresh=8)
         data = replace(data, size=128, **small)
     elif profile == "train":
-        train |= dict(steps=STEPS[name], batch_size=64, lr=1e-3, lr_end=1e-5, warmup_steps=STEPS[name] // 20)
+        train |= dict(kind="muon", steps=STEPS[name], batch_size=16, lr=4e-3, lr_end=1e-5, warmup_steps=200)
         train |= dict(betas=(0.9, 0.99), log_every=100, checkpoint_every=500)
     else:
         options |= dict(n_images=20_000 if natural else 13_314, vae=SD_VAE, clip=VIT_L, photographs=None)
@@ -243,8 +255,8 @@ def fit_published(recipe: Recipe) -> Recipe:
     return replace(recipe, stages=(stage,), pipeline=spec, networks=networks)
 
 
-STEPS = dict(na_natural=1_500, na_diff_a=4_000, na_diff_b=4_000, na_diff_c=4_000, na_diff_d=4_000)
-STEPS |= dict(na_diff_e=6_000, na_diff_f=6_000, na_diff_f_sum=6_000, na_diff_spatial=6_000)
-"""As the paper's epochs: 25 on photographs, 100 with noise, 100 with anatomy, 150 with both."""
+STEPS = dict(na_natural=2_500) | dict.fromkeys(("na_diff_a", "na_diff_b", "na_diff_c", "na_diff_d"), 6_000)
+STEPS |= dict.fromkeys(("na_diff_e", "na_diff_f", "na_diff_f_sum", "na_diff_spatial"), 10_000)
+"""About as the paper's epochs: 25 on photographs, 100 with noise, 100 with anatomy, 150 with both."""
 
 RECIPES = {name: {profile: variant(name, profile) for profile in PROFILES} for name in VARIANTS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import cos, pi
 from typing import Any
@@ -23,15 +23,20 @@ SINGLE = "model"
 """The name of the network where a training has one."""
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+MUON = "muon"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How a network moves: the kind of step, and its learning rate from the update's first step to the last."""
+    """How a network moves: the kind of step, and its learning rate from the update's first step to the last.
+
+    Muon (Jordan et al. 2024) moves the matrices of a transformer's blocks along the orthogonal matrix nearest to their
+    momentum, at a rate that matches AdamW's (Liu et al. 2025, Eq. 4); AdamW moves everything else.
+    """
 
     lr: float | None = None  # the peak; must be given
     lr_end: float = 0.0  # where "cosine" and "poly" end
-    kind: str = "adamw"  # "adamw", "adam" (weight decay in the gradient) or "sgd"
+    kind: str = "adamw"  # "adamw", "adam" (weight decay in the gradient), "sgd", or "muon"
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam and AdamW
     momentum: float = 0.0  # of SGD
     weight_decay: float = 0.0  # on kernels and matrices only, not on biases and norms
@@ -40,7 +45,7 @@ class Optimizer:
     clip_norm: float | None = 1.0  # of the network's whole gradient
 
     def __post_init__(self):
-        _check(self, "lr", "clip_norm", kind=tuple(OPTIMIZERS), schedule=("cosine", "constant", "poly"))
+        _check(self, "lr", "clip_norm", kind=(*OPTIMIZERS, MUON), schedule=("cosine", "constant", "poly"))
         if not (0 <= self.lr_end <= (self.lr or 0.0) and self.warmup_steps >= 0):
             raise ParameterError(
                 f"lr_end lies in [0, lr] and warmup_steps is 0 or more, got {self.lr_end} and {self.warmup_steps}"
@@ -56,16 +61,24 @@ class Optimizer:
         fall = 0.5 * (1 + cos(pi * share)) if self.schedule == "cosine" else (1 - share) ** 0.9
         return self.lr_end + (self.lr - self.lr_end) * fall
 
-    def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The torch optimiser of some parameters, which are on their device."""
-        parameters = list(parameters)
+    def build(self, parameters: Mapping[str, Tensor]) -> tuple[torch.optim.Optimizer, ...]:
+        """The torch optimisers of named parameters, which are on their device."""
+        hidden, rest = [], []
+        for name, p in parameters.items():
+            (hidden if self.kind == MUON and p.ndim == 2 and "blocks." in name else rest).append(p)
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
         options = {"momentum": self.momentum} if self.kind == "sgd" else {"betas": self.betas}
-        fused = parameters[0].device.type in ("cpu", "cuda")
-        return OPTIMIZERS[self.kind]([g for g in groups if g["params"]], lr=self.lr, fused=fused, **options)
+        fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
+        made = []
+        if groups := [g for g in groups if g["params"]]:
+            made.append(OPTIMIZERS.get(self.kind, torch.optim.AdamW)(groups, lr=self.lr, fused=fused, **options))
+        if hidden:
+            rate = {"lr": self.lr, "adjust_lr_fn": "match_rms_adamw"}
+            made.append(torch.optim.Muon(hidden, weight_decay=self.weight_decay, **rate))
+        return tuple(made)
 
 
 @dataclass(frozen=True, kw_only=True)

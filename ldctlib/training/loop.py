@@ -179,10 +179,11 @@ def _move(state: TrainState, part: Trained) -> None:
     average_gradients(parameters, state.accelerator)
     state.grad_norm[name] = nn.utils.clip_grad_norm_(parameters, options.clip_norm or float("inf"))
     state.lr[name] = options.lr_at(state.step - part.update.start, state.config.steps - part.update.start)
-    for group in part.optimizer.param_groups:
-        group["lr"] = state.lr[name]
-    part.optimizer.step()
-    part.optimizer.zero_grad(set_to_none=True)
+    for optimizer in part.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = state.lr[name]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 # ---------------------------------------------------------------- logs

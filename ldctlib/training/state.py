@@ -30,7 +30,7 @@ class Trained:
     network: nn.Module
     update: Update
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     ema: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ class TrainState:
             parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
             if not parameters:
                 raise ParameterError(f"{type(network).__name__} has no parameter with requires_grad to train")
-            self.trained[u.network] = Trained(network, u, parameters, u.optimizer.build(parameters.values()))
+            self.trained[u.network] = Trained(network, u, parameters, u.optimizer.build(parameters))
             self.run |= {f"{u.network}.trained.{name}": True for name in parameters}
         self.step = 0
         self.sums: dict[str, Tensor] = {}  # of each term since the last log
@@ -113,8 +113,9 @@ class TrainState:
                 tensors |= {f"model.{name}.{key}": t for key, t in part.network.state_dict().items()}
                 tensors |= {f"ema.{name}.{key}": t for key, t in part.ema.items()}
                 for key, p in part.parameters.items():
-                    state = part.optimizer.state.get(p, {})
-                    tensors |= {f"optimizer.{name}.{key}.{what}": t for what, t in state.items() if t is not None}
+                    for optimizer in part.optimizers:
+                        state = optimizer.state.get(p, {})
+                        tensors |= {f"optimizer.{name}.{key}.{what}": t for what, t in state.items() if t is not None}
             fields = {name: getattr(self, name) for name in (*NUMBERS, "run", "computed")}
             checkpoints.write_tensors(path, tensors, kind=STATE_FORMAT, fields=fields)
         self.accelerator.wait_for_everyone()
@@ -147,10 +148,11 @@ class TrainState:
             means = below(f"ema.{name}.")
             part.ema = {key: _like(p, means[key]) for key, p in part.parameters.items() if means}
             keys = {p: key for key, p in part.parameters.items()}
-            state = {}
-            for p in (p for group in part.optimizer.param_groups for p in group["params"]):
-                state[len(state)] = {k: _like(p, t) for k, t in below(f"optimizer.{name}.{keys[p]}.").items()}
-            part.optimizer.load_state_dict(part.optimizer.state_dict() | {"state": state})
+            for optimizer in part.optimizers:
+                state = {}
+                for p in (p for group in optimizer.param_groups for p in group["params"]):
+                    state[len(state)] = {k: _like(p, t) for k, t in below(f"optimizer.{name}.{keys[p]}.").items()}
+                optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         self.sums = {name: t.to(self.device) for name, t in below("sum.").items()}
         self.terms = {name: t.item() for name, t in below("term.").items()}
         for name in NUMBERS:
