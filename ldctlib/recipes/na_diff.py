@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ldctlib.data.anatomy_masks import CLASSES
 from ldctlib.data.emulated import EmulationConfig
 from ldctlib.data.encoded import EncodedImages, encoded_once
-from ldctlib.data.six_dose import SixDoseConfig
+from ldctlib.data.six_dose import SixDoseConfig, SixDoseSlices
 from ldctlib.losses import AutoencoderLoss, Ramp
 from ldctlib.models.dit import published_size
 from ldctlib.models.noise_autoencoder import noise_likelihood
@@ -68,7 +68,9 @@ def autoencoder_updates(context: Context):
 
 
 def latent_unit(model, recipe: Recipe, samples: Dataset) -> dict[str, Any]:
-    """Mean and deviation of each channel of training images' latents."""
+    """Mean and deviation of each channel of training slices' latents."""
+    if isinstance(samples, SixDoseSlices):
+        samples = SixDoseSlices(replace(samples.config, photograph_share=0.0))
     return model.fit_latents(posterior_samples(model, recipe, samples, "image_hu"))
 
 
@@ -127,8 +129,8 @@ NA_AUTOENCODER = {profile: autoencoder_recipe(profile) for profile in PROFILES}
 # ---------------------------------------------------------------- the diffusion transformers (Table 1)
 
 PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="x0")
-"""A token has 64 numbers and the small network 128: it need not carry the noise through where it predicts the image (Li &
-He 2025). All times weigh alike."""
+"""A token has 64 numbers and the small network 128: it need not carry noise through where it predicts the image (Li & He
+2025). All times weigh alike."""
 PAPER_PROCESS: dict[str, Any] = dict(schedule="linear", T=1000, prediction="eps")
 """DiT's; the paper's loss is on eps (section 3.1)."""
 VIT_L = "openai/clip-vit-large-patch14"
@@ -222,7 +224,7 @@ def variant(name: str, profile: str) -> Recipe:
         small: dict[str, Any] = dict(n_photographs=4) if natural else dict(n_slices=4, refresh=8)
         data = replace(data, size=128, **small)
     elif profile == "train":
-        train |= dict(kind="muon", steps=STEPS[name], batch_size=16, lr=4e-3, lr_end=1e-5, warmup_steps=200)
+        train |= dict(kind="muon", steps=STEPS[name], batch_size=16, lr=6e-3, lr_end=1e-5, warmup_steps=200)
         train |= dict(betas=(0.9, 0.99), log_every=100, checkpoint_every=500)
     else:
         options |= dict(n_images=20_000 if natural else 13_314, vae=SD_VAE, clip=VIT_L, photographs=None)
