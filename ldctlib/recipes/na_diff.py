@@ -129,8 +129,8 @@ NA_AUTOENCODER = {profile: autoencoder_recipe(profile) for profile in PROFILES}
 # ---------------------------------------------------------------- the diffusion transformers (Table 1)
 
 PROCESS: dict[str, Any] = dict(schedule="cosine", T=1000, prediction="x0")
-"""A token has 64 numbers and the small network 128: it need not carry noise through where it predicts the image (Li & He
-2025). All times weigh alike."""
+"""A token has 64 numbers and the small network 128: it need not carry noise through where it predicts the image (Li &
+He 2025). All times weigh alike."""
 PAPER_PROCESS: dict[str, Any] = dict(schedule="linear", T=1000, prediction="eps")
 """DiT's; the paper's loss is on eps (section 3.1)."""
 VIT_L = "openai/clip-vit-large-patch14"
@@ -211,7 +211,7 @@ def variant(name: str, profile: str) -> Recipe:
     config = (published_size("DiT-L/4") | dict(input_size=32, in_channels=4)) if paper else SMALL_DIT
     config = config | (dict(vectors=len(vectors), vector_dim=768 if paper else CLIP_DIM) if vectors else {}) | extra
     network = Network("dit", config, start, REINITIALISED if start == "na_natural" else ())
-    options: dict[str, Any] = dict(n_images=4_096 if natural else 8_192, drop=0.1)
+    options: dict[str, Any] = dict(n_images=8_192, drop=0.1)
     train: dict[str, Any] = dict(seed=43, precision="auto", channels_last=False)
     data: Any = EmulationConfig(seed=402)
     if not natural:
