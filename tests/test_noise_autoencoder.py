@@ -77,3 +77,23 @@ def test_nodes_rise_from_zero():
     for nodes in ((0.0,), (0.1, 0.5), (0.0, 0.3, 0.2)):
         with pytest.raises(ParameterError, match="rising"):
             NoiseAutoencoder(**SMALL, nodes=nodes)
+
+
+def test_scaled_latents_have_unit_variance_in_every_channel():
+    made = NoiseAutoencoder(**SMALL)
+    z = torch.tensor([3.0, 0.2, 1.0, 7.0])[:, None, None] * torch.randn(8, 4, 9, 9) - 2
+    told = made.fit_latents(z)
+    scaled = NoiseAutoencoder(**SMALL, **told).scale(z)
+    torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(made.unscale(scaled), z)
+    assert not any(name.startswith("latent_") for name in made.state_dict())  # they are of the config
+
+
+def test_latents_without_a_unit_are_refused():
+    with pytest.raises(ParameterError, match="unit variance"):
+        NoiseAutoencoder(**SMALL).fit_latents(torch.ones(2, 4, 3, 3))
+    with pytest.raises(ParameterError, match="number a channel"):
+        NoiseAutoencoder(**SMALL, latent_std=[1.0])
+    with pytest.raises(ParameterError, match="std > 0"):
+        NoiseAutoencoder(**SMALL, latent_std=[1.0, 1.0, 0.0, 1.0])

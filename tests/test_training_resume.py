@@ -17,12 +17,15 @@ from tests.training_toys import (
     KILL_STEPS,
     Net,
     Pairs,
+    Tokens,
     distributed_runs,
     killable,
     net,
     noisy_loss,
+    plain_loss,
     run,
     same,
+    seeded,
     settings,
     spawn,
 )
@@ -52,6 +55,29 @@ def test_time_limit_stops_cleanly_at_every_step(tmp_path, optimizer):
     (again,) = run(Net(), config, state_path=state)  # nothing left to do
     assert again.finished and again.terms == reference[-1].terms
     assert same(again.ema_state_dict(), reference[-1].ema_state_dict())
+
+
+def test_muon_moves_the_blocks_matrices_and_resumes(tmp_path):
+    """Half of the steps and the rest from the state are the whole run; AdamW moves all but the blocks' matrices."""
+    config = settings(steps=6, kind="muon", lr=1e-2)
+    whole, again, plain = (seeded(Tokens, 3) for _ in range(3))
+    blocks, rest = config.build(dict(whole.named_parameters()))[::-1]
+    moved = {id(p) for group in blocks.param_groups for p in group["params"]}
+    assert moved == {id(block.weight) for block in whole.blocks}
+    assert len([p for group in rest.param_groups for p in group["params"]]) == 6
+    run(whole, config, plain_loss)
+    before = again.blocks[0].weight.detach().clone()
+    state = tmp_path / "run.state"
+    for _ in range(3):
+        run(again, config, plain_loss, state_path=state, max_seconds=0)
+    run(resumed := seeded(Tokens, 4), config, plain_loss, state_path=state)
+    assert same(resumed.state_dict(), whole.state_dict())
+    run(plain, settings(steps=6, lr=1e-2), plain_loss)
+    assert not same(plain.state_dict(), whole.state_dict())
+    # a step of an orthogonal matrix has the size that AdamW's steps have: about .2 lr a number
+    first = seeded(Tokens, 3)
+    run(first, settings(steps=1, kind="muon", lr=1e-2, warmup_steps=0), plain_loss)
+    assert 0.1e-2 < float((first.blocks[0].weight - before).square().mean().sqrt()) < 0.3e-2
 
 
 def test_an_interrupt_waits_for_the_step_and_leaves_a_state(tmp_path):

@@ -54,6 +54,21 @@ class Net(nn.Module):
         return x + self.layers(x)
 
 
+class Tokens(nn.Module):
+    """A network with matrices in blocks and others, as a transformer has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Linear(12, 8), nn.Linear(8, 12)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x):
+        h = self.embed(x)
+        for block in self.blocks:
+            h = h + block(h).tanh()
+        return x + self.out(h)
+
+
 class Critic(nn.Module):
     def __init__(self, width: int):
         super().__init__()

@@ -258,7 +258,7 @@ def fit_published(recipe: Recipe) -> Recipe:
 
 
 STEPS = dict(na_natural=2_500) | dict.fromkeys(("na_diff_a", "na_diff_b", "na_diff_c", "na_diff_d"), 6_000)
-STEPS |= dict.fromkeys(("na_diff_e", "na_diff_f", "na_diff_f_sum", "na_diff_spatial"), 10_000)
+STEPS |= dict.fromkeys(("na_diff_e", "na_diff_f", "na_diff_f_sum", "na_diff_spatial"), 8_000)
 """About as the paper's epochs: 25 on photographs, 100 with noise, 100 with anatomy, 150 with both."""
 
 RECIPES = {name: {profile: variant(name, profile) for profile in PROFILES} for name in VARIANTS}
