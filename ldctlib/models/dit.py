@@ -1,6 +1,7 @@
 """A diffusion transformer on latents (DiT, Peebles & Xie 2023), conditioned as NA-Diff is (sections 3.1 to 3.5).
 
-Published DiT weights load as they are; everything that they do not have lies under ``vector_…`` and ``hint_…``.
+Published DiT weights load as they are; everything that they do not have lies under ``vector_…``, ``hint_…`` and
+``conv_…``.
 Maps are (B, C, h, w), tokens (B, N, D) in row-major order of the patches.
 """
 
@@ -51,6 +52,10 @@ class DiT(nn.Module):
         hint; "modulate": they and the positions are added to the time's embedding, and every token has its own
         modulation (pre-training, Eq. 2, read as Algorithm 1).
     class_labels : classes of a published network; there is one more row, of no class.
+    conv_channels : None is the published network. A number K puts convolutions around the transformer, as U-ViT ends
+        with one (Bao et al. 2023, section 3.2): tokens stand for K channels made from x_t, and give K channels, which
+        convolutions join to those and turn into the prediction. A short training then learns at once that what lies on
+        both sides of a patch's border is one image.
 
     :attr:`conditions` names the inputs besides x_t and t that it must be given. A condition can be dropped for each
     image (classifier-free guidance, or one condition of two): a learned null takes its place, and nothing is added.
@@ -78,6 +83,7 @@ class DiT(nn.Module):
         hint_channels: int | None = None,
         hint_mode: str = "add",
         class_labels: int | None = None,
+        conv_channels: int | None = None,
     ):
         super().__init__()
         if input_size % patch_size:
@@ -95,7 +101,12 @@ class DiT(nn.Module):
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.grid = (input_size // patch_size,) * 2
 
-        self.x_embedder = _patch_embedding(in_channels, hidden_size, patch_size)
+        self.conv_channels = conv_channels
+        if conv_channels:
+            self.conv_in = nn.Conv2d(in_channels, conv_channels, 3, padding=1)
+            self.conv_join = nn.Conv2d(2 * conv_channels, conv_channels, 3, padding=1)
+            self.conv_out = zeroed(nn.Conv2d(conv_channels, self.out_channels, 3, padding=1))
+        self.x_embedder = _patch_embedding(conv_channels or in_channels, hidden_size, patch_size)
         self.register_buffer("pos_embed", positions(*self.grid, hidden_size, torch.get_default_device()).clone())
         self.t_embedder = nn.Sequential(OrderedDict(mlp=_mlp(TIME_CODE, hidden_size, std=0.02)))
         if class_labels is not None:
@@ -116,7 +127,9 @@ class DiT(nn.Module):
             else:
                 self.hint_null = nn.Parameter(0.02 * torch.randn(1, hidden_size))
         self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
-        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * (conv_channels or self.out_channels))
+        if conv_channels:
+            nn.init.xavier_uniform_(self.final_layer.linear.weight)
 
     def forward(
         self,
@@ -144,7 +157,8 @@ class DiT(nn.Module):
         known = grid == self.grid
         pos = self.pos_embed if known else positions(*grid, self.hidden_size, x_t.device).to(dtype)
 
-        x = _tokens(self.x_embedder(x_t.to(dtype))) + pos
+        seen = self.conv_in(x_t.to(dtype)) if self.conv_channels else x_t.to(dtype)
+        x = _tokens(self.x_embedder(F.silu(seen) if self.conv_channels else seen)) + pos
         c = self.t_embedder(timestep_embedding(t.expand(batch), TIME_CODE).to(dtype))[:, None]
         if self.class_labels is not None:
             label = torch.full_like(t, self.class_labels, dtype=torch.long) if label is None else label
@@ -161,7 +175,10 @@ class DiT(nn.Module):
                 c = c + torch.where(gone, self.hint_null, tokens) + pos
         for block in self.blocks:
             x = block(x, c)
-        return unpatchify(self.final_layer(x, c), grid, self.factor).to(x_t.dtype)
+        y = unpatchify(self.final_layer(x, c), grid, self.factor)
+        if self.conv_channels:
+            y = self.conv_out(F.silu(self.conv_join(torch.cat([y, seen], dim=1))))
+        return y.to(x_t.dtype)
 
     @torch.no_grad()
     def standardise(self, vectors: Tensor) -> None:

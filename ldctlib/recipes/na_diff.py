@@ -186,6 +186,7 @@ def synthesis_updates(context: Context):
 
 
 SMALL_DIT: dict[str, Any] = dict(input_size=32, patch_size=4, in_channels=4, hidden_size=128, depth=6, num_heads=4)
+SMALL_DIT |= dict(conv_channels=32)
 CLIP_DIM = 128
 VARIANTS: dict[str, tuple[str | None, dict[str, list[str]], dict[str, Any]]] = {
     "na_natural": (None, {"hint": ["noise_map"]}, dict(hint_channels=4, hint_mode="modulate")),
@@ -257,7 +258,7 @@ def fit_published(recipe: Recipe) -> Recipe:
     return replace(recipe, stages=(stage,), pipeline=spec, networks=networks)
 
 
-STEPS = dict(na_natural=2_500) | dict.fromkeys(("na_diff_a", "na_diff_b", "na_diff_c", "na_diff_d"), 6_000)
+STEPS = dict(na_natural=1_500) | dict.fromkeys(("na_diff_a", "na_diff_b", "na_diff_c", "na_diff_d"), 6_000)
 STEPS |= dict.fromkeys(("na_diff_e", "na_diff_f", "na_diff_f_sum", "na_diff_spatial"), 8_000)
 """About as the paper's epochs: 25 on photographs, 100 with noise, 100 with anatomy, 150 with both."""
 
