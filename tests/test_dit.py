@@ -84,9 +84,10 @@ def test_counts_as_the_paper_rounds_them():
 
 def test_what_nadiff_adds_lies_under_names_of_its_own():
     plain = DiT(**TINY).state_dict()
-    full = DiT(**TINY, **TWO, hint_channels=1, hint_mode="modulate").state_dict()
+    full = DiT(**TINY, **TWO, hint_channels=1, hint_mode="modulate", conv_channels=2).state_dict()
     assert {name.split(".")[0] for name in full.keys() - plain.keys()} == {
-        "vector_embedder", "vector_null", "vector_fusion", "vector_mean", "vector_std", "hint_embedder", "hint_null"
+        "vector_embedder", "vector_null", "vector_fusion", "vector_mean", "vector_std", "hint_embedder", "hint_null",
+        "conv_in", "conv_join", "conv_out",
     }  # fmt: skip
     assert plain.keys() <= full.keys()
 
@@ -124,6 +125,14 @@ class ByHand:
             x[:, :, i * p : i * p + p, j * p : j * p + p].flatten(1) for i in range(rows) for j in range(columns)
         ]
         return torch.stack(patches, dim=1) @ kernel.flatten(1).T + self.p[f"{at}.proj.bias"]
+
+    def conv(self, at, x):
+        """A matrix product with the 3 x 3 places around each place, 0 outside."""
+        h, w = x.shape[-2:]
+        padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+        around = torch.stack([padded[..., i : i + h, j : j + w] for i in range(3) for j in range(3)], dim=2)
+        kernel = self.p[f"{at}.weight"].flatten(2)
+        return torch.einsum("ocn,bcnhw->bohw", kernel, around) + self.p[f"{at}.bias"][:, None, None]
 
     def time(self, t):
         frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
@@ -189,6 +198,7 @@ CONDITIONED = {
     "added hint": dict(hint_channels=4, hint_mode="add"),
     "modulating hint": dict(hint_channels=4, hint_mode="modulate"),
     "vectors and hint": TWO | dict(hint_channels=4),
+    "convolutions around": TWO | dict(hint_channels=4, conv_channels=5),
 }
 
 
@@ -205,7 +215,9 @@ def test_equals_the_paper_with_conditions(config, drop):
     """Eqs 11 to 14 for vectors, tokens of the hint added to x or to the condition of each token."""
     model, given, x_t = tiny(**config), inputs(config), noise(B, 3, 8, 8)
     by_hand = ByHand(model)
-    x, c = by_hand.embed("x_embedder", x_t) + by_hand.p["pos_embed"], by_hand.time(times())[:, None]
+    seen = by_hand.conv("conv_in", x_t) if "conv_channels" in config else None
+    x = by_hand.embed("x_embedder", x_t if seen is None else seen * torch.sigmoid(seen)) + by_hand.p["pos_embed"]
+    c = by_hand.time(times())[:, None]
     masks = {}
     if "vector" in given:
         y = by_hand.mlp("vector_embedder", given["vector"])
@@ -225,7 +237,11 @@ def test_equals_the_paper_with_conditions(config, drop):
             c = c + tokens + by_hand.p["pos_embed"]
         else:
             x = x + tokens
-    torch.testing.assert_close(model(x_t, times(), **given, **masks), by_hand.run(x, c, 4), rtol=1e-10, atol=1e-10)
+    expected = by_hand.run(x, c, 4)
+    if seen is not None:
+        y = by_hand.conv("conv_join", torch.cat([expected, seen], dim=1))
+        expected = by_hand.conv("conv_out", y * torch.sigmoid(y))
+    torch.testing.assert_close(model(x_t, times(), **given, **masks), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_attention_equals_the_explicit_product():
@@ -265,7 +281,7 @@ def test_initial_weights():
 
 def test_every_weight_learns():
     """Nothing is cut off: after two steps away from 0 every parameter has a gradient."""
-    config = TWO | dict(hint_channels=4, hint_mode="modulate", class_labels=3)
+    config = TWO | dict(hint_channels=4, hint_mode="modulate", class_labels=3, conv_channels=5)
     model = DiT(**TINY, **config).double()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(3):
