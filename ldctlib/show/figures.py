@@ -119,14 +119,21 @@ def contact_sheet(images_hu: Any, *, window: Window, columns: int = 6, titles: S
     return figure
 
 
-def strips(rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, window: Window) -> Figure:
-    """Rows of images in one window: row name → one image per title, all of one shape in a row."""
+def strips(
+    rows: Mapping[str, Sequence[Any]], titles: Sequence[str], *, window: Window, looks: Mapping[str, tuple] = {}
+) -> Figure:
+    """Rows of images in one window: row name → one image per title, all of one shape in a row.
+
+    looks : row name → (window, colour map, what its bar says), where rows differ; each row then has its own bar
+    """
     for name, images in rows.items():
         if len(images) != len(titles):
             raise ShapeError(f"row '{name}' has {len(images)} images for {len(titles)} titles")
-    lines = [[(image, window, "gray") for image in images] for images in rows.values()]
+    own = {name: looks.get(name, (window, "gray", window.unit)) for name in rows}
+    lines = [[(image, *own[name][:2]) for image in images] for name, images in rows.items()]
     figure, axes = grid(lines or [[]], titles=titles, labels=rows)
-    _bar(figure, axes, window.unit, fraction=0.02)
+    for line, look in zip(axes, own.values(), strict=True) if looks else [(axes, [window.unit])]:
+        _bar(figure, line, look[-1], fraction=0.02)
     return figure
 
 

@@ -1,0 +1,46 @@
+"""Notebook 05: what flows where in NA-Diff, and a block of its transformer."""
+
+from __future__ import annotations
+
+from ldctlib.show.diagrams import diagram
+
+
+def flow_diagram():
+    """Cat-Diff: noise map and mask as global vectors, a DiT on latents, and its image: a Figure."""
+    boxes = {
+        "map": ("noise map", 0, 0, "Eq. 9", "data", 1.5),
+        "mask": ("mask", 0, 1, "class of each pixel", "data", 1.5),
+        "CLIP1": ("CLIP", 1.5, 0, "one vector", "frozen"),
+        "CLIP2": ("CLIP", 1.5, 1, "one vector", "frozen"),
+        "rho": (r"$\rho$", 2.5, 0, "Eq. 11", "network", 0.9, 2),
+        "eta": (r"$\eta$", 3.4, 0, "Eqs 12, 13", "network", 1, 2),
+        "c": ("$c$", 4.6, 0.5, "Eq. 14", "data", 1.2),
+        "t": ("$t$", 6, 0.5, "time", "data", 1.3),
+        "x": ("CT slice", 0, 2, "256 × 256", "data", 1.5),
+        "E": ("encoder", 1.5, 2, "$f$ = 8", "frozen"),
+        "z": ("$z_t$", 2.5, 2, "32 × 32 × 4, and noise", "data", 1.9),
+        "DiT": ("DiT", 4.6, 2, "64 tokens", "network", 1.2),
+        "z0": (r"$\hat z_0$", 6, 2, "after 30 steps", "data", 1.3),
+        "D": ("decoder", 7.3, 2, "+ noise", "frozen", 1.2),
+        "y": ("CT image", 8.5, 2, "as ordered", "data", 1.2),
+    }
+    arrows = "map-CLIP1 mask-CLIP2 CLIP1-rho CLIP2-rho rho-eta eta-c t-c c-DiT x-E E-z z-DiT DiT-z0 z0-D D-y"
+    return diagram(boxes, [tuple(arrow.split("-")) for arrow in arrows.split()])
+
+
+def block_diagram():
+    """adaLN-Zero: a block of DiT, with the six codes that the condition gives it: a Figure."""
+    boxes = {"c": ("$c$", 0, 0, "condition", "data", 1.1), "0": ("$x$", 0, 1, "64 tokens", "data", 1.1)}
+    boxes["codes"] = ("SiLU, Linear", 1.2, 0, "shift, scale, gate, twice: all 0 at the start", "network", 7.6)
+    arrows = "c-codes"
+    for n, (name, column) in enumerate({"attention": 1.2, "MLP": 5.2}.items(), 1):
+        boxes[f"norm{n}"] = ("norm", column, 1, "× (1 + scale) + shift", "operation", 1.4)
+        boxes[f"net{n}"] = (name, column + 1.4, 1, "", "network")
+        boxes[f"gate{n}"] = ("× gate", column + 2.4, 1, "", "operation", 0.8)
+        boxes[f"{n}"] = ("+", column + 3.3, 1, "", "operation", 0.6)
+        boxes[f"keep{n}"] = ("as it is", column, 2, "", "operation", 3)
+        arrows += (
+            f" {n - 1}-norm{n} norm{n}-net{n} net{n}-gate{n} gate{n}-{n} codes-norm{n}--across codes-gate{n}--across"
+        )
+        arrows += f" {n - 1}-keep{n}--down keep{n}-{n}--across"
+    return diagram(boxes, [tuple(arrow.split("-")) for arrow in arrows.split()])
