@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.dit [--threads 1] [--device cuda] [--repeats 3] [--sizes]
 
-The shipped size: 32 x 32 x 4 latents of 256 x 256 images, patches of 4, width 128, 6 blocks, two vectors. The plain
-loop encodes a batch with an autoencoder of the shipped cost, and its noise maps and masks with CLIP. bf16 only where
-the device computes it. Best of the repeats, both loops in turn: other processes must not decide.
+The shipped size: 32 x 32 x 4 latents of 256 x 256 images, patches of 4, width 128, 6 blocks, convolutions around them,
+two vectors. The plain loop encodes a batch with an autoencoder of the shipped cost, and its noise maps and masks with
+CLIP. bf16 only where the device computes it. Best of the repeats, both loops in turn: other processes must not decide.
 ``--sizes`` times a training step of other widths and depths as well.
 """
 
@@ -24,8 +24,9 @@ from ldctlib.models.dit import DiT
 from ldctlib.precision import computes_bf16
 
 BATCH, CACHED, SIDE, VECTOR = 64, 512, 256, 128
-SHIPPED = dict(input_size=32, patch_size=4, in_channels=4, num_heads=4, vectors=2, vector_dim=VECTOR)
-PROCESS = Process.from_spec(dict(schedule="cosine", prediction="v", min_snr=5.0))
+SHIPPED = dict(input_size=32, patch_size=4, in_channels=4, num_heads=4, conv_channels=32)
+SHIPPED |= dict(vectors=2, vector_dim=VECTOR)
+PROCESS = Process.from_spec(dict(schedule="cosine", prediction="x0"))
 
 
 def best(parts: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, float]:
