@@ -95,7 +95,8 @@ def main() -> None:
             print(row, flush=True)
     notes = (
         f"{len(real)} slices of {options.patients} patients, {options.factor} times as many added by "
-        f"{options.generator}, {options.steps} steps of 8, {options.seeds} seeds, {len(test)} test slices of {options.test} patients"
+        f"{options.generator}, {options.steps} steps of 8, {options.seeds} seeds, "
+        f"{len(test)} test slices of {options.test} patients"
     )
     print(notes)
     if options.json:
