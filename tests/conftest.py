@@ -40,6 +40,20 @@ def interruptible():
 
 
 @pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory) -> Path:
+    """A tiny AutoencoderKL, as a published one lies in a folder."""
+    torchvision_shim()
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    sizes = dict(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4)
+    AutoencoderKL(**blocks, **sizes).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory) -> Path:
     """A tiny CLIPModel with a byte-pair tokeniser, as a published one lies in a folder."""
     torchvision_shim()

@@ -434,8 +434,8 @@ def test_the_embedded_collections():
 def test_what_cannot_be_opened(tmp_path):
     with pytest.raises(ParameterError, match="phantom, sample"):
         open_collection(tmp_path / "absent")
-    with pytest.raises(ParameterError, match="auto, tcia, mayo2016, acdc, mms, mms2, cmrxmotion, folder"):
-        open_collection(tmp_path, layout="lits")
+    with pytest.raises(ParameterError, match="auto, tcia, mayo2016, acdc, mms, mms2, cmrxmotion, lits, folder"):
+        open_collection(tmp_path, layout="nifti")
     (tmp_path / "readme.txt").write_text("nothing here")
     for layout in ("auto", "tcia", "mayo2016", "folder"):
         with pytest.raises(ScanError):

@@ -10,22 +10,6 @@ from ldctlib.recipes.na_diff import VARIANTS
 from tests.test_synthesis import place_autoencoder
 
 
-@pytest.fixture(scope="module")
-def tiny_vae(tmp_path_factory):
-    """A tiny AutoencoderKL, as a published one lies in a folder."""
-    from ldctlib.compat import torchvision_shim
-
-    torchvision_shim()
-    from diffusers import AutoencoderKL
-
-    folder = tmp_path_factory.mktemp("vae")
-    torch.manual_seed(0)
-    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-    sizes = dict(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4)
-    AutoencoderKL(**blocks, **sizes).save_pretrained(folder)
-    return folder
-
-
 def train(name, folder, profile="workshop", **options):
     for _ in recipes.run(name, profile, out=folder, progress=False, device="cpu", **options):
         pass

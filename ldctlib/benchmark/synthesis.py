@@ -1,7 +1,9 @@
 """How good generators of CT images are, on masks and doses of patients that none has seen (NA-Diff, Tables 2, 3, 5).
 
     python -m ldctlib.benchmark.synthesis --generators na_diff_b,na_diff_f,na_diff_spatial --patients 32
+    python -m ldctlib.benchmark.synthesis --generators na_diff_d,seg_diff --data FOLDER --slices 500
 
+With a folder the cases are slices of its labelled test patients, whose doses and noise nobody knows (Tables 7 and 8).
 Each generator makes one image for every case. Sets of images are compared with the cases' own scans; beside the
 generators stand "real", scans of other patients, and "round trip", the cases' scans through the generators'
 autoencoder, which none of them can surpass. Every distance carries the name of the network that it is measured with.
@@ -26,8 +28,11 @@ from ldctlib import generators
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.noise_model import NoiseModel, noise_from_pair
 from ldctlib.data.anatomy_masks import CLASSES, LIVER, TABLES
+from ldctlib.data.collection import Collection, open_collection
+from ldctlib.data.labelled import liver_slices
 from ldctlib.data.six_dose import DOSES, scanned_slices
-from ldctlib.errors import LdctError, ParameterError
+from ldctlib.data.splits import split
+from ldctlib.errors import LdctError, ParameterError, ScanError
 from ldctlib.files import write_json
 from ldctlib.generators.registry import streams
 from ldctlib.metrics.backbones import Features, image_features
@@ -43,16 +48,18 @@ FULL_DOSE_SD_HU = (8.0, 12.0)
 NOISE_ROI = 32
 ORGANS = tuple(CLASSES.index(name) for name in ("bone", "liver", "spleen", "kidney", "vessel"))
 """Classes whose mean Dice is told beside the liver's."""
+OF_MASKS = tuple(name for name, entry in generators.GENERATORS.items() if "noise" not in entry.conditions)
+"""Generators that need no noise map."""
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Slices of unseen patients at the six doses in turn, as scanned, with what generators are told of them."""
+    """Slices of unseen patients, as scanned, with what generators are told of them."""
 
     images_hu: Tensor  # (N, 1, 256, 256)
-    noise_map_hu: Tensor
+    noise_map_hu: Tensor | None  # None of real scans, whose masks have no organ but the liver
     masks: Tensor  # uint8
-    doses: np.ndarray
+    doses: np.ndarray | None
     pixel_mm: np.ndarray
     patients: np.ndarray
     noise: dict[int, NoiseModel]  # by patient: one kernel each
@@ -73,6 +80,26 @@ class Cases:
             own = np.flatnonzero(patient == p)
             spectra[p] = noise_from_pair(clean[own] + noise[own], clean[own], float(pixel_mm[own[0]]), roi=NOISE_ROI)
         return cls(clean + noise, std_map(noise), masks, doses, pixel_mm, patient, spectra)
+
+    @classmethod
+    def of_collection(cls, collection: Collection, slices: int, *, seed: int, size: int = 256) -> Cases:
+        """``slices`` random slices that show liver, about as many of each labelled patient, or all if there are fewer.
+
+        Raises ScanError where nothing is labelled.
+        """
+        rng, labelled = np.random.default_rng([seed, 0xCA5E]), collection.labelled().cases
+        drawn, patients, pixels_mm = [], [], []
+        for i, case in enumerate(labelled):
+            share = -(-(slices - len(patients)) // (len(labelled) - i))
+            if share <= 0:
+                break
+            drawn.append(liver_slices(case, rng, share, size))
+            patients += [case.patient] * len(drawn[-1][0])
+            pixels_mm += [drawn[-1][2]] * len(drawn[-1][0])
+        if not patients:
+            raise ScanError(f"{collection.name}: no labelled scan is among the patients to test on")
+        images, masks = (torch.cat(parts) for parts in list(zip(*drawn, strict=True))[:2])
+        return cls(images, None, masks, None, np.array(pixels_mm), np.array(patients), {})
 
     def __len__(self) -> int:
         return len(self.images_hu)
@@ -120,7 +147,7 @@ def _cell(score: tuple[float, float, float] | None) -> str:
 def score_set(
     images_hu: Tensor, cases: Cases, *, quality_of_cases: np.ndarray, reference: Seen | None = None
 ) -> dict[str, tuple[float, float, float]]:
-    """All scores of images made for the cases.
+    """All scores of images made for the cases; without noise maps those of the liver and of the image alone.
 
     quality_of_cases : of the cases' own scans.
     reference : :func:`seen` of these, for the distances between the sets; None leaves them out.
@@ -136,14 +163,16 @@ def score_set(
     overlap = segmentation_scores(found, cases.masks, pixel_mm=1.0, classes=ORGANS)
     liver = ORGANS.index(LIVER)
     out["Dice, liver"] = mean(overlap.dice[:, liver])
-    out["Dice, five organs"] = mean(np.nanmean(overlap.dice, axis=1))
+    if cases.noise_map_hu is not None:
+        out["Dice, five organs"] = mean(np.nanmean(overlap.dice, axis=1))
     out["IoU, liver"] = mean(overlap.iou[:, liver])
     out["HD95, liver (mm)"] = mean(overlap.hausdorff95_mm[:, liver] * cases.pixel_mm)
     out["recall, liver"] = mean(overlap.recall[:, liver])
     out["precision, liver"] = mean(overlap.precision[:, liver])
     out["quality"] = mean(judged)
     out["|Δ quality|"] = mean(np.abs(judged - quality_of_cases))
-    out["noise / asked for"] = mean(noise_ratio(images_hu, cases, found))
+    if cases.noise_map_hu is not None:
+        out["noise / asked for"] = mean(noise_ratio(images_hu, cases, found))
     return out
 
 
@@ -223,8 +252,14 @@ def run(
     others : scans of other patients, for the row "real".
     sets : whether distances between sets of images are measured.
     files : checkpoints in place of the shipped ones, by generator.
+
+    Raises ParameterError for generators that need a noise map where the cases have none.
     """
-    result = SynthesisResult()
+    result, files = SynthesisResult(), files or {}
+    refused = [name for name in names if name in generators.GENERATORS and name not in OF_MASKS]
+    if cases.noise_map_hu is None and refused:
+        told = "conditioned on a noise map, which these scans do not have"
+        raise ParameterError(f"{', '.join(refused)}: {told}; of the mask alone are {', '.join(OF_MASKS)}")
     how = dict(quality_of_cases=quality(cases.images_hu).numpy())
     result.scores["the cases' scans"] = score_set(cases.images_hu, cases, **how)
     how |= dict(reference=seen(cases.images_hu) if sets else None)
@@ -241,14 +276,15 @@ def run(
             row |= distances(seen(others.images_hu), how["reference"], others.patients, cases.patients)
         result.scores["real, other patients"] = row
     for name in names:
-        generate = generators.load(name, path=(files or {}).get(name))
+        generate = generators.load(name, path=files.get(name))
         if "round trip" not in result.images and generate.pipeline.spec.autoencoder is not None:
             made = result.images["round trip"] = round_trip(generate.pipeline, cases)
             result.scores["round trip"] = score_set(made, cases, **how)
         parts = []
         for first in range(0, len(cases), batch):
             part = slice(first, min(first + batch, len(cases)))
-            told = dict(noise_map_hu=cases.noise_map_hu[part], steps=steps, guidance=guidance)
+            noise_map_hu = None if cases.noise_map_hu is None else cases.noise_map_hu[part]
+            told = dict(noise_map_hu=noise_map_hu, steps=steps, guidance=guidance)
             parts.append(generate(cases.masks[part], seeds=range(part.start, part.stop), **told))
         result.images[name] = torch.cat(parts)
         result.scores[name] = score_set(result.images[name], cases, **how)
@@ -258,17 +294,25 @@ def run(
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark.synthesis", description=__doc__.splitlines()[0])
-    parser.add_argument("--generators", default=",".join(generators.GENERATORS), help="names, or name:path=FILE")
+    parser.add_argument("--generators", help="names, or name:path=FILE; all that the cases suffice for by default")
     parser.add_argument("--patients", type=int, default=32, help="of 8 slices each")
+    parser.add_argument("--data", help="a folder of labelled scans, whose test patients take the phantoms' place")
+    parser.add_argument("--slices", type=int, default=500, help="of these scans")
     parser.add_argument("--seed", type=int, default=9_500_001, help="of the cases' patients")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--json", help="write the scores to this file")
     options = parser.parse_args()
     try:
-        pairs = [entry.partition(":path=") for entry in options.generators.split(",")]
-        cases = Cases.of_phantoms(options.patients, seed=options.seed)
-        others = Cases.of_phantoms(options.patients, seed=options.seed + 1)
+        named = options.generators or ",".join(OF_MASKS if options.data else generators.GENERATORS)
+        pairs = [entry.partition(":path=") for entry in named.split(",")]
+        if options.data is None:
+            cases, others = (Cases.of_phantoms(options.patients, seed=options.seed + i) for i in range(2))
+        else:
+            collection = open_collection(options.data)
+            test, val = (collection.subset(split(collection)[subset]) for subset in ("test", "val"))
+            cases = Cases.of_collection(test, options.slices, seed=options.seed)
+            others = Cases.of_collection(val, options.slices, seed=options.seed + 1) if len(val.labelled()) else None
         files = {name: path for name, _, path in pairs if path}
         how = dict(steps=options.steps, guidance=options.guidance, others=others, files=files)
         result = run([name for name, *_ in pairs], cases, progress=partial(print, "done:", file=sys.stderr), **how)

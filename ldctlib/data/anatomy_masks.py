@@ -79,17 +79,18 @@ TABLES: dict[str, np.ndarray] = {
     "phantom": _table({k: tuple(ORGANS.index(label) for label in v.split(", ")) for k, v in _OF_PHANTOM.items()}),
     "totalsegmentator": _table({"background": (0,), **_OF_TOTALSEGMENTATOR}),
     "liver": _table({"background": (0,), "liver": (1,)}),
+    "lits": _table({"background": (0,), "liver": (1, 2)}),  # 2 is tumour
 }
-"""What a mask's ids can be (classes, a phantom's labels, TotalSegmentator's structures, or a binary liver mask) -> the
-class of each id, (256,), :data:`UNKNOWN` where there is none."""
+"""What a mask's ids can be (classes, a phantom's labels, TotalSegmentator's structures, a binary liver mask, or LiTS's
+labels) -> the class of each id, (256,), :data:`UNKNOWN` where there is none."""
 
 
 def anatomy(ids, kind: str = "classes", image_hu: Tensor | None = None) -> Tensor:
     """A mask of :data:`CLASSES` from ids of a ``kind`` of :data:`TABLES`: (..., H, W) uint8.
 
-    Masks of organs alone ("totalsegmentator", "liver") do not say what is body: that is ``image_hu`` (of the same
-    shape) above -500 HU with its holes filled or, without an image, an ellipse in the middle, 0.92 of the width and
-    0.68 of the height.
+    Masks of organs alone ("totalsegmentator", "liver", "lits") do not say what is body: that is ``image_hu`` (of the
+    same shape) above -500 HU with its holes filled or, without an image, an ellipse in the middle, 0.92 of the width
+    and 0.68 of the height.
 
     Raises ParameterError for ids that the kind does not have, and names them.
     """
@@ -109,7 +110,7 @@ def anatomy(ids, kind: str = "classes", image_hu: Tensor | None = None) -> Tenso
         named = ", ".join(f"{value:g}" for value in ids[unknown].unique().tolist()[:8])
         other = " (is it of TotalSegmentator's structures, or of a phantom?)" if kind in ("classes", "liver") else ""
         raise ParameterError(f"a mask of kind {kind!r} holds ids without a class: {named}{other}")
-    if kind in ("totalsegmentator", "liver"):
+    if kind not in ("classes", "phantom"):
         mask[(mask == 0) & _body(ids, image_hu)] = BODY
     return mask
 

@@ -69,6 +69,7 @@ class Case:
     anatomy: str | None = None
     variant: str = ""  # tells scans of one patient apart: "1mm", "3mm_sharp", a series' name, "ED"
     labels: Source | None = None  # of the full scan's voxels
+    label_ids: str = ""  # which of anatomy_masks.TABLES the labels are in; empty for the heart's
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
@@ -102,8 +103,10 @@ class Case:
         return self.low.load()
 
     def load_labels(self) -> torch.Tensor:
-        """uint8 (D, H, W) in M&Ms' convention, on :meth:`load_full`'s voxels: 1 left ventricle, 2 myocardium, 3 right
-        ventricle. ScanError if the case has none."""
+        """uint8 (D, H, W), on :meth:`load_full`'s voxels: of cine MR ("acdc", "mms", "mms2", "cmrxmotion") in M&Ms'
+        convention, 1 left ventricle, 2 myocardium, 3 right ventricle; of "lits" 1 liver, 2 tumour. 0 is all else.
+
+        Raises ScanError if the case has none, for other numbers and, of "lits", for labels of another shape."""
         if self.labels is None:
             raise ScanError(f"patient {self.patient} has no labels in this collection")
         return self.labels.load().values.to(torch.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ldctlib.data.case import Case, Source
-from ldctlib.data.nifti import is_volume_file, read_nifti, volume_stem
+from ldctlib.data.nifti import is_volume_file, open_nifti, read_nifti, volume_stem
 from ldctlib.data.scan import Scan
-from ldctlib.errors import ScanError, require
+from ldctlib.errors import ScanError
 
 CINE_LAYOUTS: dict[str, re.Pattern] = {
     "acdc": re.compile(r"(?P<patient>patient\d{3})_(?:frame(?P<frame>\d+)(?P<labels>_gt)?|4d)"),
@@ -78,16 +78,16 @@ def _case(patient: str, variant: str, volume: _Volume, *, frame: int | None = No
     read = partial(read_nifti, scale="arbitrary", frame=frame, as_stored=True)
     labels = None
     if volume.labels is not None:
-        labels = Source(partial(_read_labels, volume.labels, read, mapping), (volume.labels,))
+        labels = Source(partial(read_labels, volume.labels, read, mapping), (volume.labels,))
     source = Source(partial(read, volume.image), (volume.image,), as_stored=True)
     return Case(patient, source, None, None, "heart", variant, labels)
 
 
-def _read_labels(file: Path, read, mapping) -> Scan:
-    """Label ids as a scan, in M&Ms' convention."""
+def read_labels(file: Path, read: Callable[[Path], Scan], mapping=None, largest: int = 3) -> Scan:
+    """Label ids as a scan; ``mapping`` holds what each is to become. Raises ScanError for others than 0 to largest."""
     scan = read(file)
-    if not ((scan.values >= 0) & (scan.values <= 3) & (scan.values == scan.values.round())).all():
-        raise ScanError(f"{file} does not hold the labels 0 to 3")
+    if not ((scan.values >= 0) & (scan.values <= largest) & (scan.values == scan.values.round())).all():
+        raise ScanError(f"{file} does not hold the labels 0 to {largest}")
     if mapping is not None:
         scan.values = scan.values.new_tensor(mapping)[scan.values.long()]
     return scan
@@ -120,11 +120,7 @@ def _mms_table(files: list[Path]) -> dict[str, dict[str, int]]:
 
 
 def _shape(file: Path) -> tuple[int, ...]:
-    nib = require("nibabel", extra="nifti", needed_for="reading NIfTI")
-    try:
-        shape = tuple(nib.load(file).shape)
-    except Exception as error:  # nibabel raises many kinds on damaged files
-        raise ScanError(f"{file} cannot be read as NIfTI ({type(error).__name__}: {error})") from error
+    shape = tuple(open_nifti(file).shape)
     return shape[:3] if shape[3:] == (1,) else shape
 
 

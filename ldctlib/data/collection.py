@@ -17,7 +17,7 @@ from ldctlib.data.layouts import cases_below
 from ldctlib.data.scan import Scan
 from ldctlib.errors import ParameterError, ScanError
 
-LAYOUTS = ("tcia", "mayo2016", *CINE_LAYOUTS, "folder")
+LAYOUTS = ("tcia", "mayo2016", *CINE_LAYOUTS, "lits", "folder")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Collection:
         """The cases that have both doses."""
         return replace(self, cases=tuple(case for case in self.cases if case.full and case.low))
 
+    def labelled(self) -> Collection:
+        """The cases whose labels are in one of :data:`~ldctlib.data.anatomy_masks.TABLES`."""
+        return replace(self, cases=tuple(case for case in self.cases if case.full and case.labels and case.label_ids))
+
 
 def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collection:
     """Cases by patient, from a folder or one of the embedded collections; scans are read when asked for.
@@ -60,6 +64,7 @@ def open_collection(path_or_name: str | Path, *, layout: str = "auto") -> Collec
         "acdc", "mms", "mms2", "cmrxmotion"
                     cine cardiac MR: patient001/patient001_frame01.nii.gz, A0S9V9/A0S9V9_sa.nii.gz,
                     001/001_SA_ED.nii.gz, P001-1/P001-1-ED.nii.gz; a case is one phase, "ED" or "ES", with its labels
+        "lits"      volume-0.nii and segmentation-0.nii, also .nii.gz, anywhere below; a case has its labels
         "folder"    anything of DICOM, .nii, .nii.gz, .npy; a dose in the names of folders or files (full and low,
                     quarter, ndct and ldct, FD and QD) makes pairs
 

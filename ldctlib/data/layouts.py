@@ -11,6 +11,7 @@ from ldctlib.data.case import Case, Source
 from ldctlib.data.cine_layouts import CINE_LAYOUTS, cine_cases
 from ldctlib.data.dicom_read import SeriesInfo, files_below, is_dicom, list_series
 from ldctlib.data.dose_marks import SETTINGS, split_mark
+from ldctlib.data.lits_layout import lits_cases
 from ldctlib.data.nifti import is_label_map, is_volume_file, volume_stem
 from ldctlib.errors import ScanError
 
@@ -41,6 +42,8 @@ def cases_below(root: Path, layout: str) -> tuple[str, tuple[Case, ...]]:
     for name in CINE_LAYOUTS:  # first: M&Ms' scans lie in a folder called "Labeled"
         if layout in ("auto", name):
             found[name], files = cine_cases(root, files, name)
+    if layout in ("auto", "lits"):  # its segmentations may have a folder of their own
+        found["lits"], files = lits_cases(files)
     files = [file for file in files if not _passed_over(file.relative_to(root).parts[:-1])]
     for name, tag in (("tcia", tag_tcia), ("mayo2016", tag_mayo)):
         if layout in ("auto", name):

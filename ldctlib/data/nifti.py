@@ -73,6 +73,15 @@ def read_nifti(path: str | Path, *, scale: str = "HU", frame: int | None = None,
     )
 
 
+def open_nifti(path: Path):
+    """nibabel's image of a file, its voxels not read yet. Raises ScanError, MissingDependency without nibabel."""
+    nib = require("nibabel", extra="nifti", needed_for="reading NIfTI")
+    try:
+        return nib.load(path)
+    except Exception as error:  # nibabel raises many kinds on damaged files
+        raise ScanError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error})") from error
+
+
 def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, description: str) -> Path:
     """Write ``values`` (D, H, W) or (D, 1, H, W) as float32 NIfTI, in the orientation of the file that
     ``scan`` came from or, where that was not NIfTI, in the scan's own. Padding becomes NaN."""

@@ -25,6 +25,7 @@ from ldctlib.data.anatomy_masks import TABLES
 from ldctlib.data.banks import draw_scans, patients_in_turn, random_kernel, random_scanner, random_slice
 from ldctlib.data.case import Case
 from ldctlib.data.collection import Collection
+from ldctlib.data.labelled import LabelledScans
 from ldctlib.data.natural import random_hu
 from ldctlib.data.patches import crops
 from ldctlib.data.stream import BankStream
@@ -111,13 +112,17 @@ class SixDoseConfig:
     embedded = "phantom slices at six doses, and scikit-image's photographs with their noise"
 
     def open(self, collection: Collection | None = None) -> BankStream:
-        """The stream of phantoms, or of a collection's pairs."""
-        return SixDoseSlices(self) if collection is None else SixDosePairs(collection, self)
+        """The stream of phantoms, or of a collection's pairs; of its labelled scans where it has no pairs."""
+        if collection is None:
+            return SixDoseSlices(self)
+        labelled = not len(collection.pairs()) and len(collection.labelled())
+        return (LabelledScans if labelled else SixDosePairs)(collection, self)
 
     def tiny(self, multiple: int = 1) -> SixDoseConfig:
         """Few small slices that are drawn at once, to see that a training starts."""
         size = max(64, multiple)
-        return replace(self, size=size, patch=None, photograph_share=0.0, n_slices=4, n_photographs=1)
+        few = dict(n_slices=4, n_photographs=1, refresh=min(self.refresh, 8))
+        return replace(self, size=size, patch=None, photograph_share=0.0, **few)
 
 
 class SixDoseSlices(BankStream):
@@ -169,7 +174,9 @@ class SixDosePairs(BankStream):
         super().__init__(config)
         self._collection = collection.pairs()
         if not len(self._collection):
-            raise ScanError(f"{collection.name} holds no case with both doses: six doses are made from pairs")
+            raise ScanError(
+                f"{collection.name} holds no case with both doses or labels of organs: six doses are made from pairs"
+            )
 
     def draw_bank(self, rng: np.random.Generator) -> None:
         self._bank: list[tuple[np.ndarray, np.ndarray, float]] = []

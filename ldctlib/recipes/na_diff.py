@@ -18,7 +18,9 @@ from torch.utils.data import Dataset
 from ldctlib.data.anatomy_masks import CLASSES
 from ldctlib.data.emulated import EmulationConfig
 from ldctlib.data.encoded import EncodedImages, encoded_once
+from ldctlib.data.labelled import LabelledScans
 from ldctlib.data.six_dose import SixDoseConfig, SixDoseSlices
+from ldctlib.errors import ParameterError
 from ldctlib.losses import AutoencoderLoss, Ramp
 from ldctlib.models.dit import published_size
 from ldctlib.models.noise_autoencoder import noise_likelihood
@@ -48,6 +50,8 @@ def autoencoder_updates(context: Context):
     Latents averaged over 2 x 2 are to decode to the image averaged so (Skorokhodov et al. 2025, scale equivariance):
     what is coarse in the image is then coarse in the latents, and a short diffusion training finds it.
     """
+    if not isinstance(context.samples, SixDoseSlices):
+        raise ParameterError("this autoencoder learns the image without its noise, which phantoms alone have: no data")
     options = context.stage.options
     total, distance = AutoencoderLoss(kl=Ramp(options["kl"]), mse=0.5, l1=1.0), perceptual(options["perceptual_side"])
 
@@ -141,11 +145,18 @@ MASK_SOURCES = ("anatomy_one_hot",)
 def encode(context: Context, folder: Path) -> EncodedImages:
     """The stage's first ``n_images`` samples on the pipeline's grid, with all conditions that any model of it takes.
 
-    Masks that the samples lack are found by the shipped segmenter.
+    Masks that the samples lack are found by the shipped segmenter. Labelled scans have no noise map: ParameterError for
+    a model that is conditioned on one.
     """
-    pipeline, stage, spec = synthesis_pipeline(context), context.stage, context.recipe.pipeline
+    stage, spec = context.stage, context.recipe.pipeline
     natural = isinstance(stage.data, EmulationConfig)
     sources = NATURAL_SOURCES if natural else CT_SOURCES if spec.clip else MASK_SOURCES
+    if isinstance(context.samples, LabelledScans):
+        sources = tuple(name for name in sources if not name.startswith("noise"))
+        if any(name.startswith("noise") for names in spec.conditions.values() for name in names):
+            others = "train it on pairs of doses or on phantoms, or a model of the mask alone, such as na_diff_d"
+            raise ParameterError(f"this recipe's condition is a noise map, which labelled scans do not have: {others}")
+    pipeline = synthesis_pipeline(context)
     encoders = [
         name if name is None or name.startswith(PUBLISHED) else context.needed[name].sha256
         for name in (spec.autoencoder, spec.clip)
@@ -158,7 +169,7 @@ def encode(context: Context, folder: Path) -> EncodedImages:
         out, mask = pipeline.encode_images(batch["image_hu"]), batch.get("mask")
         if mask is None and not natural:
             mask = segment(batch["image_hu"])
-        out |= pipeline.encode_conditions(noise_map_hu=batch["noise_map_hu"], mask=mask, sources=sources)
+        out |= pipeline.encode_conditions(noise_map_hu=batch.get("noise_map_hu"), mask=mask, sources=sources)
         return {name: (t if t.dtype == torch.uint8 else t.half()).cpu() for name, t in out.items()}
 
     count = min(stage.options["n_images"], stage.train.steps * stage.train.batch_size)  # all that it looks at

@@ -14,6 +14,7 @@ from torch import nn
 
 from ldctlib import checkpoints
 from ldctlib.data.collection import open_collection
+from ldctlib.data.six_dose import SixDoseConfig
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
 from ldctlib.profiles import PROFILES
@@ -128,19 +129,19 @@ class Source:
 
     @classmethod
     def open(cls, folder: str | Path | None, chosen: Recipe, name: str | None = None) -> Source:
-        """Phantoms without a folder; else its training patients: pairs if it has any, or full-dose scans.
+        """Phantoms without a folder; else its training patients: pairs if it has any, or full-dose scans, for
+        generators those with labels.
 
         Who they are says the split ``name``, a file of data/splits, or a hash. For a recipe of images in arbitrary
         units they are scans as they are.
         """
-        scale = chosen.scale
+        scale, data = chosen.scale, chosen.stages[0].data
         if folder is None:
             if name is not None:
                 raise ParameterError(f"split {name!r} divides the patients of a folder: give data")
             return cls(
                 described=dict(
-                    collection=chosen.stages[0].data.embedded,
-                    cases="random patients and photographs, drawn anew while training",
+                    collection=data.embedded, cases="random patients and photographs, drawn anew while training"
                 )
             )
         collection = open_collection(folder)
@@ -151,11 +152,13 @@ class Source:
         described = dict(collection=f"{collection.name} ({collection.layout})", cases=list(patients))
         described |= {} if name is None else dict(split=name)
         if scale == "HU":
-            pairs = chosen.pairs()
-            chosen = pairs if len(pairs) else chosen
-            described["target"] = (
-                "full-dose scan" if len(pairs) else "full-dose scan as if noise-free, simulated noise added"
-            )
+            pairs, described["target"] = chosen.pairs(), "full-dose scan"
+            if len(pairs):
+                chosen = pairs
+            elif isinstance(data, SixDoseConfig):
+                chosen, described["target"] = chosen.labelled(), "full-dose scan as it is, with the mask of its labels"
+            else:
+                described["target"] += " as if noise-free, simulated noise added"
         else:
             described["target"] = "scan with its own noise"
         output = "full dose" if scale == "HU" else None
