@@ -14,7 +14,7 @@ from ldctlib import checkpoints, recipes
 from ldctlib.data.patches import PatchConfig
 from ldctlib.errors import CheckpointError, LdctError, ParameterError
 from ldctlib.losses.regression import weighted_mse
-from ldctlib.recipes import Network, Recipe, Stage, na_baselines, na_diff, regression, running
+from ldctlib.recipes import Network, Recipe, Stage, na_baselines, regression, running
 from ldctlib.training import Optimizer, TrainConfig, Update
 
 PATCHES = PatchConfig(seed=1, patch=32, size=96, n_slices=4, n_photographs=2, n_noises=2)
