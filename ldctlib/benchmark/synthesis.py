@@ -235,6 +235,17 @@ def round_trip(pipeline: SynthesisPipeline, cases: Cases, batch: int = 8) -> Ten
     return torch.cat(out)
 
 
+def images_of(generate: generators.Generator, cases: Cases, *, batch: int = 16, **options) -> Tensor:
+    """An image (N, 1, H, W) in HU for each case, of the seed that is its number; ``options`` go to the generator."""
+    parts = []
+    for first in range(0, len(cases), batch):
+        part = slice(first, min(first + batch, len(cases)))
+        noise_map_hu = None if cases.noise_map_hu is None else cases.noise_map_hu[part]
+        told = dict(noise_map_hu=noise_map_hu, seeds=range(part.start, part.stop))
+        parts.append(generate(cases.masks[part], **told, **options))
+    return torch.cat(parts)
+
+
 def run(
     names: Sequence[str],
     cases: Cases,
@@ -280,13 +291,7 @@ def run(
         if "round trip" not in result.images and generate.pipeline.spec.autoencoder is not None:
             made = result.images["round trip"] = round_trip(generate.pipeline, cases)
             result.scores["round trip"] = score_set(made, cases, **how)
-        parts = []
-        for first in range(0, len(cases), batch):
-            part = slice(first, min(first + batch, len(cases)))
-            noise_map_hu = None if cases.noise_map_hu is None else cases.noise_map_hu[part]
-            told = dict(noise_map_hu=noise_map_hu, steps=steps, guidance=guidance)
-            parts.append(generate(cases.masks[part], seeds=range(part.start, part.stop), **told))
-        result.images[name] = torch.cat(parts)
+        result.images[name] = images_of(generate, cases, steps=steps, guidance=guidance, batch=batch)
         result.scores[name] = score_set(result.images[name], cases, **how)
         progress(name)
     return result

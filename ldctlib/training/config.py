@@ -76,6 +76,8 @@ class Optimizer:
         if groups := [g for g in groups if g["params"]]:
             made.append(OPTIMIZERS.get(self.kind, torch.optim.AdamW)(groups, lr=self.lr, fused=fused, **options))
         if hidden:
+            if not hasattr(torch.optim, "Muon"):
+                raise ParameterError(f"kind 'muon' needs torch 2.9 or newer, this is {torch.__version__}: take 'adamw'")
             rate = {"lr": self.lr, "adjust_lr_fn": "match_rms_adamw"}
             made.append(torch.optim.Muon(hidden, weight_decay=self.weight_decay, **rate))
         return tuple(made)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldctlib import generators
-from ldctlib.benchmark.synthesis import ORGANS, Cases
+from ldctlib.benchmark.synthesis import ORGANS, Cases, images_of
 from ldctlib.data.sdct import ArraySlices
 from ldctlib.metrics.segmentation import segmentation_scores
 from ldctlib.metrics.statistics import paired_bootstrap
@@ -60,11 +60,7 @@ def main() -> None:
         Cases.of_phantoms(n, seed=9_700_001 + i)
         for i, n in enumerate((options.patients, options.factor * options.patients, options.test))
     )
-    generate = generators.load(options.generator)
-    parts = [slice(k, min(k + 16, len(more))) for k in range(0, len(more), 16)]
-    made = torch.cat(
-        [generate(more.masks[p], noise_map_hu=more.noise_map_hu[p], seeds=range(p.start, p.stop)) for p in parts]
-    )
+    made = images_of(generators.load(options.generator), more)
     scanned, unseen = small(real.images_hu, real.masks), small(test.images_hu, test.masks)
     share = options.factor / (1 + options.factor)
     arms = {
