@@ -8,7 +8,6 @@ import torch
 
 from ldctlib.benchmark import synthesis
 from ldctlib.benchmark.synthesis import Cases, SynthesisResult
-from ldctlib.data.anatomy_masks import LIVER
 from ldctlib.data.six_dose import DOSES
 from ldctlib.errors import ParameterError
 
@@ -24,23 +23,34 @@ def test_every_patient_has_every_dose(cases):
 
 
 def test_scans_have_the_noise_that_their_map_tells(cases):
-    """Measured in the liver; the map is that of the very noise. Texture adds some percent at full dose."""
-    large = (cases.masks == LIVER).flatten(1).sum(1) > 1500
-    ratio = synthesis.noise_ratio(cases.images_hu, cases, cases.masks)[large.numpy()]
-    assert len(ratio) >= 4 and np.nanmax(abs(ratio - 1)) < 0.15
+    """Measured in the liver; the map is that of the very noise, and so is the spectrum."""
+    ratio, distance = synthesis.noise_obedience(cases.images_hu - cases.noise_hu, cases.noise_hu, cases)
+    assert np.isfinite(ratio).sum() >= 4 and np.nanmax(abs(ratio - 1)) < 0.06
+    assert np.isfinite(distance).sum() == 2 and np.nanmax(distance) == 0  # one for each patient
+
+
+def test_noise_of_another_strength_or_texture_is_told(cases):
+    clean = cases.images_hu - cases.noise_hu
+    twice, distance = synthesis.noise_obedience(clean, 2 * cases.noise_hu, cases)
+    assert np.nanmax(abs(twice - 2)) < 0.12 and np.nanmax(distance) < 1e-6
+    white = cases.noise_map_hu * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    ratio, distance = synthesis.noise_obedience(clean, white, cases)
+    assert np.nanmax(abs(ratio - 1)) < 0.1 and np.nanmin(distance) > 0.3
+    nowhere, distance = synthesis.noise_obedience(clean + 1000, cases.noise_hu, cases)
+    assert np.isnan(nowhere).all() and np.isnan(distance).all()
 
 
 def test_scores_of_the_truth_and_of_nothing(cases, monkeypatch):
     """With a segmenter that knows the masks, an image scores as its mask does."""
     monkeypatch.setattr(synthesis, "segment", lambda images: cases.masks)
     monkeypatch.setattr(synthesis, "quality", lambda images: torch.full((len(images),), 2.0))
-    of_cases = np.full(len(cases), 2.5)
-    scores = synthesis.score_set(cases.images_hu, cases, quality_of_cases=of_cases)
+    how = dict(quality_of_cases=np.full(len(cases), 2.5), noise_hu=cases.noise_hu)
+    scores = synthesis.score_set(cases.images_hu, cases, **how)
     assert scores["Dice, liver"][0] == scores["Dice, five organs"][0] == 1 and scores["HD95, liver (mm)"][0] == 0
-    assert scores["|Δ quality|"][0] == 0.5 and scores["noise / asked for"][0] == pytest.approx(1, abs=0.1)
+    assert scores["|Δ quality|"][0] == 0.5 and scores["noise / asked for"][0] == pytest.approx(1, abs=0.03)
     monkeypatch.setattr(synthesis, "segment", lambda images: torch.zeros_like(cases.masks))
-    nothing = synthesis.score_set(cases.images_hu, cases, quality_of_cases=of_cases)
-    assert nothing["Dice, liver"][0] == 0 and np.isnan(nothing["noise / asked for"][0])
+    nothing = synthesis.score_set(cases.images_hu, cases, **how | dict(noise_hu=None))
+    assert nothing["Dice, liver"][0] == 0 and "noise / asked for" not in nothing
 
 
 def test_rows_of_generators_and_of_what_they_are_held_against(cases, monkeypatch):
@@ -49,16 +59,22 @@ def test_rows_of_generators_and_of_what_they_are_held_against(cases, monkeypatch
     monkeypatch.setattr(synthesis, "quality", lambda images: torch.full((len(images),), 2.0))
     asked = []
 
-    def generate(masks, *, seeds, **told):
+    def steps(masks, *, seeds, noise_map_hu, steps, guidance):
         asked.extend(seeds)
-        assert torch.equal(masks, cases.masks[list(seeds)]) and told["noise_map_hu"].shape == masks.shape
-        return cases.images_hu[list(seeds)]
+        assert torch.equal(masks, cases.masks[list(seeds)]) and noise_map_hu.shape == masks.shape
+        yield SimpleNamespace(x0_hat=None)
 
-    generate.pipeline = SimpleNamespace(spec=SimpleNamespace(autoencoder=None))
+    def decode(x0_hat, seeds, *, noise):
+        return cases.images_hu[list(seeds)] - (0 if noise else cases.noise_hu[list(seeds)])
+
+    spec = SimpleNamespace(autoencoder=None)
+    generate = SimpleNamespace(steps=steps, decode=decode, pipeline=SimpleNamespace(spec=spec))
     monkeypatch.setattr(synthesis.generators, "load", lambda name, path: generate)
     result = synthesis.run(["perfect"], cases, others=cases, batch=5, sets=False)
     assert list(result.scores) == ["the cases' scans", "real, other patients", "perfect"]
-    assert result.scores["perfect"] == result.scores["the cases' scans"] and asked == list(range(len(cases)))
+    for metric, score in result.scores["the cases' scans"].items():
+        assert result.scores["perfect"][metric] == pytest.approx(score, abs=1e-6, nan_ok=True), metric
+    assert asked == list(range(len(cases)))
     row = result.scores["real, other patients"]
     assert list(row) == ["quality"] and row["quality"][0] == 2  # two patients have no interval
 

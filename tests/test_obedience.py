@@ -13,7 +13,7 @@ from ldctlib.ct.noise_model import NoiseModel
 from ldctlib.errors import LdctError, ParameterError, ShapeError
 from ldctlib.image import gaussian_blur
 from ldctlib.metrics.copies import Nearest, copies, nearest_training
-from ldctlib.metrics.obedience import dose_response, noise_sd, texture_distance
+from ldctlib.metrics.obedience import dose_response, noise_sd
 from ldctlib.units import SOFT_TISSUE
 
 PIXEL = 0.8
@@ -99,19 +99,6 @@ def test_the_dose_response_of_quantum_noise():
     assert ignored.low < 0 < ignored.high and abs(ignored.spearman) < 0.4
 
 
-def test_texture_is_told_from_white_noise_of_the_same_strength():
-    clean, mask = organs(3)
-    white = NoiseModel(20.0, F, np.ones(50), PIXEL, None, "pair")
-    same, other = (
-        texture_distance(
-            clean + model.sample(tuple(clean.shape), generator=seeded(5)), mask, FBP.scaled(3.0), pixel_mm=PIXEL
-        )
-        for model in (FBP, white)
-    )
-    assert same.distance < 2 * same.floor < 0.1 < 0.2 < other.distance
-    assert same.squares == other.squares > 20
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -129,7 +116,7 @@ def test_what_noise_cannot_be_measured_in_is_refused(options, says):
         noise_sd(**(dict(images_hu=clean, masks=masks, pixel_mm=PIXEL, noise=FBP) | options))
 
 
-def test_a_dose_response_and_a_texture_need_enough():
+def test_a_dose_response_needs_enough():
     for doses, sds, error in (
         ([0.5], [3.0], ShapeError),
         ([0.5, 0.5], [3.0, 3.0], ShapeError),
@@ -138,9 +125,6 @@ def test_a_dose_response_and_a_texture_need_enough():
     ):
         with pytest.raises(error):
             dose_response(doses, sds)
-    clean, mask = organs(1, size=32)
-    with pytest.raises(ParameterError, match="no square of 32 pixels"):
-        texture_distance(clean, mask, FBP, pixel_mm=PIXEL)
 
 
 # ---------------------------------------------------------------- copies

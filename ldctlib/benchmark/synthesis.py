@@ -16,17 +16,18 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldctlib import generators
 from ldctlib.ct.noise_maps import std_map
-from ldctlib.ct.noise_model import NoiseModel, noise_from_pair
+from ldctlib.ct.nps import nps
 from ldctlib.data.anatomy_masks import CLASSES, LIVER, TABLES
 from ldctlib.data.collection import Collection, open_collection
 from ldctlib.data.labelled import liver_slices
@@ -37,6 +38,7 @@ from ldctlib.files import write_json
 from ldctlib.generators.registry import streams
 from ldctlib.metrics.backbones import Features, image_features
 from ldctlib.metrics.distribution import Distance, frechet_distance, kernel_distance, mmd, precision_recall
+from ldctlib.metrics.noise import nps_distance
 from ldctlib.metrics.obedience import noise_sd
 from ldctlib.metrics.segmentation import segmentation_scores
 from ldctlib.metrics.statistics import paired_bootstrap
@@ -46,6 +48,8 @@ from ldctlib.units import SOFT_TISSUE
 
 FULL_DOSE_SD_HU = (8.0, 12.0)
 NOISE_ROI = 32
+UNCLIPPED_HU = (-60.0, 160.0)
+"""Tissue whose noise the window does not clip."""
 ORGANS = tuple(CLASSES.index(name) for name in ("bone", "liver", "spleen", "kidney", "vessel"))
 """Classes whose mean Dice is told beside the liver's."""
 OF_MASKS = tuple(name for name, entry in generators.GENERATORS.items() if "noise" not in entry.conditions)
@@ -57,12 +61,15 @@ class Cases:
     """Slices of unseen patients, as scanned, with what generators are told of them."""
 
     images_hu: Tensor  # (N, 1, 256, 256)
-    noise_map_hu: Tensor | None  # None of real scans, whose masks have no organ but the liver
+    noise_hu: Tensor | None  # None of real scans, whose masks have no organ but the liver
     masks: Tensor  # uint8
     doses: np.ndarray | None
     pixel_mm: np.ndarray
     patients: np.ndarray
-    noise: dict[int, NoiseModel]  # by patient: one kernel each
+
+    @cached_property
+    def noise_map_hu(self) -> Tensor | None:
+        return None if self.noise_hu is None else std_map(self.noise_hu)
 
     @classmethod
     def of_phantoms(cls, patients: int, *, seed: int, a_patient: int = 8) -> Cases:
@@ -75,11 +82,7 @@ class Cases:
         clean = torch.stack([torch.from_numpy(s.clean_hu.astype(np.float32))[None] for s in drawn])
         masks = torch.stack([torch.from_numpy(TABLES["phantom"][s.labels])[None] for s in drawn])
         pixel_mm, patient = np.array([s.pixel_mm for s in drawn]), np.array([s.patient for s in drawn])
-        spectra = {}
-        for p in dict.fromkeys(patient.tolist()):
-            own = np.flatnonzero(patient == p)
-            spectra[p] = noise_from_pair(clean[own] + noise[own], clean[own], float(pixel_mm[own[0]]), roi=NOISE_ROI)
-        return cls(clean + noise, std_map(noise), masks, doses, pixel_mm, patient, spectra)
+        return cls(clean + noise, noise, masks, doses, pixel_mm, patient)
 
     @classmethod
     def of_collection(cls, collection: Collection, slices: int, *, seed: int, size: int = 256) -> Cases:
@@ -99,7 +102,7 @@ class Cases:
         if not patients:
             raise ScanError(f"{collection.name}: no labelled scan is among the patients to test on")
         images, masks = (torch.cat(parts) for parts in list(zip(*drawn, strict=True))[:2])
-        return cls(images, None, masks, None, np.array(pixels_mm), np.array(patients), {})
+        return cls(images, None, masks, None, np.array(pixels_mm), np.array(patients))
 
     def __len__(self) -> int:
         return len(self.images_hu)
@@ -145,11 +148,17 @@ def _cell(score: tuple[float, float, float] | None) -> str:
 
 
 def score_set(
-    images_hu: Tensor, cases: Cases, *, quality_of_cases: np.ndarray, reference: Seen | None = None
+    images_hu: Tensor,
+    cases: Cases,
+    *,
+    quality_of_cases: np.ndarray,
+    noise_hu: Tensor | None = None,
+    reference: Seen | None = None,
 ) -> dict[str, tuple[float, float, float]]:
     """All scores of images made for the cases; without noise maps those of the liver and of the image alone.
 
     quality_of_cases : of the cases' own scans.
+    noise_hu : what is noise in the images, where it is known.
     reference : :func:`seen` of these, for the distances between the sets; None leaves them out.
     """
     found, judged, out = segment(images_hu), quality(images_hu).numpy(), {}
@@ -171,22 +180,33 @@ def score_set(
     out["precision, liver"] = mean(overlap.precision[:, liver])
     out["quality"] = mean(judged)
     out["|Δ quality|"] = mean(np.abs(judged - quality_of_cases))
-    if cases.noise_map_hu is not None:
-        out["noise / asked for"] = mean(noise_ratio(images_hu, cases, found))
+    if cases.noise_hu is not None and noise_hu is not None:
+        ratio, texture = noise_obedience(images_hu - noise_hu, noise_hu, cases)
+        out["noise / asked for"], out["NPS distance"] = mean(ratio), mean(texture)
     return out
 
 
-def noise_ratio(images_hu: Tensor, cases: Cases, masks: Tensor) -> np.ndarray:
-    """Standard deviation of the noise in the liver over the conditioned map's there, (N,); NaN where it is small.
+def noise_obedience(without_hu: Tensor, noise_hu: Tensor, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+    """Noise of images where the liver was asked for: its standard deviation over the conditioned map's, and how far its
+    spectrum is from that of the patient's own noise (:func:`nps_distance`); (N,) each, NaN where there is too little.
 
-    masks : where the liver is found: an image may not have it where it was asked for.
+    without_hu : the images without it; where these are near the window's ends, noise is clipped and not looked at.
     """
-    ratios = np.full(len(images_hu), np.nan)
-    for patient, model in cases.noise.items():
-        own = np.flatnonzero(cases.patients == patient)
-        how = dict(pixel_mm=model.pixel_mm, noise=model, map_hu=cases.noise_map_hu[own])
-        ratios[own] = noise_sd(images_hu[own], masks[own] == LIVER, **how).ratio.numpy()
-    return ratios
+    low, high = UNCLIPPED_HU
+    there = (cases.masks == LIVER) & (without_hu > low) & (without_hu < high)
+    inside = F.avg_pool2d(there.float(), NOISE_ROI, stride=NOISE_ROI // 4)[:, 0] >= 0.9
+    units = [noise / cases.noise_map_hu for noise in (noise_hu, cases.noise_hu)]  # all doses alike
+    ratios, distances = np.full((2, len(noise_hu)), np.nan)
+    for patient in dict.fromkeys(cases.patients.tolist()):
+        own = torch.from_numpy(np.flatnonzero(cases.patients == patient))
+        how = dict(pixel_mm=float(cases.pixel_mm[own[0]]))
+        found = noise_sd(noise_hu[own], there[own], map_hu=cases.noise_map_hu[own], highpass_mm=None, **how)
+        ratios[own] = found.ratio.numpy()
+        corners = [(b, r * NOISE_ROI // 4, c * NOISE_ROI // 4) for b, r, c in inside[own].nonzero().tolist()]
+        if corners:
+            spectra = [nps(unit[own], roi=NOISE_ROI, corners=corners, detrend="plane", **how) for unit in units]
+            distances[own[0]] = nps_distance(*spectra)
+    return np.where(ratios > 0, ratios, np.nan), distances
 
 
 Seen = dict[tuple[str, str | None], Features]
@@ -225,25 +245,34 @@ def distances(own: Seen, reference: Seen, patients: np.ndarray, reference_patien
 
 
 @torch.no_grad()
-def round_trip(pipeline: SynthesisPipeline, cases: Cases, batch: int = 8) -> Tensor:
-    """The cases' scans through the autoencoder: what no generator on its latents can surpass."""
+def round_trip(pipeline: SynthesisPipeline, cases: Cases, batch: int = 8) -> tuple[Tensor, Tensor]:
+    """The cases' scans through the autoencoder: what no generator on its latents can surpass; and its noise."""
     out = []
     for first in range(0, len(cases), batch):
         part = cases.images_hu[first : first + batch]
         z = pipeline.autoencoder.scale(pipeline.encode_images(part)["mean"])
-        out.append(pipeline.decode(z, generators=streams(range(first, first + len(part)), 1)))
-    return torch.cat(out)
+        drawn = pipeline.decode(z, generators=streams(range(first, first + len(part)), 1))
+        out.append((drawn, drawn - pipeline.decode(z)))
+    images_hu, noise_hu = zip(*out, strict=True)
+    return torch.cat(images_hu), torch.cat(noise_hu)
 
 
-def images_of(generate: generators.Generator, cases: Cases, *, batch: int = 16, **options) -> Tensor:
-    """An image (N, 1, H, W) in HU for each case, of the seed that is its number; ``options`` go to the generator."""
+def images_of(
+    generate: generators.Generator, cases: Cases, *, batch: int = 16, **options
+) -> tuple[Tensor, Tensor | None]:
+    """An image (N, 1, H, W) in HU for each case, of the seed that is its number, and the noise that its decoder drew.
+
+    ``options`` go to the generator. Pixel models draw noise with the image, and nobody knows it: None.
+    """
     parts = []
     for first in range(0, len(cases), batch):
         part = slice(first, min(first + batch, len(cases)))
         noise_map_hu = None if cases.noise_map_hu is None else cases.noise_map_hu[part]
-        told = dict(noise_map_hu=noise_map_hu, seeds=range(part.start, part.stop))
-        parts.append(generate(cases.masks[part], **told, **options))
-    return torch.cat(parts)
+        seeds = range(part.start, part.stop)
+        *_, last = generate.steps(cases.masks[part], noise_map_hu=noise_map_hu, seeds=seeds, **options)
+        parts.append([generate.decode(last.x0_hat, seeds, noise=noise) for noise in (True, False)])
+    images_hu, without_hu = (torch.cat(images) for images in zip(*parts, strict=True))
+    return images_hu, None if torch.equal(images_hu, without_hu) else images_hu - without_hu
 
 
 def run(
@@ -272,7 +301,7 @@ def run(
         told = "conditioned on a noise map, which these scans do not have"
         raise ParameterError(f"{', '.join(refused)}: {told}; of the mask alone are {', '.join(OF_MASKS)}")
     how = dict(quality_of_cases=quality(cases.images_hu).numpy())
-    result.scores["the cases' scans"] = score_set(cases.images_hu, cases, **how)
+    result.scores["the cases' scans"] = score_set(cases.images_hu, cases, noise_hu=cases.noise_hu, **how)
     how |= dict(reference=seen(cases.images_hu) if sets else None)
     n_patients = len(set(cases.patients))
     result.notes |= {
@@ -289,10 +318,11 @@ def run(
     for name in names:
         generate = generators.load(name, path=files.get(name))
         if "round trip" not in result.images and generate.pipeline.spec.autoencoder is not None:
-            made = result.images["round trip"] = round_trip(generate.pipeline, cases)
-            result.scores["round trip"] = score_set(made, cases, **how)
-        result.images[name] = images_of(generate, cases, steps=steps, guidance=guidance, batch=batch)
-        result.scores[name] = score_set(result.images[name], cases, **how)
+            result.images["round trip"], noise_hu = round_trip(generate.pipeline, cases)
+            result.scores["round trip"] = score_set(result.images["round trip"], cases, noise_hu=noise_hu, **how)
+        made, noise_hu = images_of(generate, cases, steps=steps, guidance=guidance, batch=batch)
+        result.images[name] = made
+        result.scores[name] = score_set(made, cases, noise_hu=noise_hu, **how)
         progress(name)
     return result
 

@@ -1,4 +1,4 @@
-"""Does a generator obey its noise condition? Strength, dose response and spectrum of the noise in generated images.
+"""Does a generator obey its noise condition? Strength and dose response of the noise in generated images.
 
 A generated image has no noise-free partner. Its noise is measured inside one tissue, after a Gaussian high-pass whose
 gain for the expected spectrum is known; or in the difference of two images of one condition and anatomy.
@@ -12,13 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldctlib.ct.noise_model import NoiseModel
-from ldctlib.ct.nps import nps
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.image import check_images, gaussian_blur, gaussian_taps
-from ldctlib.metrics.noise import nps_distance
 from ldctlib.metrics.statistics import paired_bootstrap
 
 HIGHPASS_MM, ERODE_MM = 1.5, 3.0
@@ -46,14 +43,6 @@ class DoseResponse(NamedTuple):
     low: float  # interval of the slope; NaN for a few images
     high: float
     spearman: float  # mean over images of the rank correlation: -1 where every higher dose has less noise
-
-
-class TextureDistance(NamedTuple):
-    """Distance of two spectra's shapes, and what noise of equal spectra would have at as many squares."""
-
-    distance: float
-    floor: float
-    squares: int
 
 
 def noise_sd(
@@ -117,44 +106,6 @@ def dose_response(doses, sds, *, level: float = 0.95, seed: int = 0) -> DoseResp
     slopes = np.log(sds) @ x / (x @ x)
     slope, low, high = paired_bootstrap(slopes, np.arange(len(slopes)), level=level, seed=seed)
     return DoseResponse(slope, low, high, float(np.mean([spearmanr(doses, row).statistic for row in sds])))
-
-
-def texture_distance(
-    images_hu: Tensor,
-    masks: Tensor,
-    noise: NoiseModel,
-    *,
-    pixel_mm: float,
-    other_hu: Tensor | None = None,
-    highpass_mm: float | None = HIGHPASS_MM,
-    roi: int = 32,
-    seed: int = 0,
-) -> TextureDistance:
-    """:func:`nps_distance` between the noise of images and simulated noise of the expected spectrum.
-
-    Both go through the same filter, masks and squares of ``roi`` pixels, which lie inside the masks by nine tenths, so
-    that only the spectra differ. The other arguments are those of :func:`noise_sd`.
-
-    Raises ParameterError where no square fits.
-    """
-    residual = _residual(images_hu, masks, pixel_mm, noise, other_hu, highpass_mm)
-    inside = F.avg_pool2d(masks.double(), roi, stride=max(1, roi // 4))[:, 0] >= 0.9
-    corners = [(b, r * max(1, roi // 4), c * max(1, roi // 4)) for b, r, c in inside.nonzero().tolist()]
-    if not corners:
-        raise ParameterError(f"no square of {roi} pixels lies inside a mask: take a smaller roi or a larger organ")
-    generator = torch.Generator().manual_seed(seed)
-
-    def spectrum(values: Tensor):
-        return nps(values.to(residual.device) * masks, pixel_mm, roi=roi, corners=corners, detrend="plane")
-
-    def simulated(n: int) -> list:
-        draws = (noise.sample(tuple(images_hu.shape), generator=generator) for _ in range(n))
-        return [spectrum(_residual(d, masks, pixel_mm, noise, None, highpass_mm)) for d in draws]
-
-    expected, measured, (again,) = simulated(4), spectrum(residual), simulated(1)
-    two_d, radial = (np.mean([getattr(s, name) for s in expected], axis=0) for name in ("two_d", "radial"))
-    expected = type(measured)(measured.frequency, radial, two_d, pixel_mm, len(corners))
-    return TextureDistance(nps_distance(measured, expected), nps_distance(again, expected), len(corners))
 
 
 def _residual(images_hu, masks, pixel_mm, noise, other_hu, highpass_mm) -> Tensor:

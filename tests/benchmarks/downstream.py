@@ -60,7 +60,7 @@ def main() -> None:
         Cases.of_phantoms(n, seed=9_700_001 + i)
         for i, n in enumerate((options.patients, options.factor * options.patients, options.test))
     )
-    made = images_of(generators.load(options.generator), more)
+    made, _ = images_of(generators.load(options.generator), more)
     scanned, unseen = small(real.images_hu, real.masks), small(test.images_hu, test.masks)
     share = options.factor / (1 + options.factor)
     arms = {
