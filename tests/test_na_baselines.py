@@ -174,11 +174,11 @@ def test_published_settings():
     assert control.saved.config["base"] == recipes.recipe("na_base", "paper").saved.config
 
 
-def test_budgets_are_those_of_the_variants():
-    """Images seen, at the shipped size: of the base those of NA-Diff-A, of the others those of NA-Diff-C."""
+def test_all_learn_from_the_slices_of_the_variants():
+    """From as many, in batches of as many; the base takes as many steps, which are as long."""
     for name, variant in zip(NAMES, ("na_diff_a", *["na_diff_c"] * 3), strict=True):
         (mine,), (theirs,) = recipes.recipe(name).stages, recipes.recipe(variant).stages
-        assert mine.train.steps * mine.train.batch_size == theirs.train.steps * theirs.train.batch_size
+        assert mine.train.batch_size == theirs.train.batch_size and mine.train.steps <= theirs.train.steps
         assert mine.data == theirs.data and mine.options["n_images"] == theirs.options["n_images"]
     with torch.device("meta"):
         sizes = {
@@ -186,5 +186,4 @@ def test_budgets_are_those_of_the_variants():
             for name in NAMES
             for r in [recipes.recipe(name).saved]
         }
-    assert max(sizes["na_base"], sizes["seg_diff"], sizes["seg_diff_corrected"]) <= 1_200_000
-    assert 2 * (sizes["controlnet"] - sizes["na_base"]) <= 1.5 * 2**20
+    assert 2 * (sizes["controlnet"] + sizes["seg_diff"] + sizes["seg_diff_corrected"]) <= 3.6 * 2**20, sizes
