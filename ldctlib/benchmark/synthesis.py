@@ -198,7 +198,7 @@ def noise_obedience(without_hu: Tensor, noise_hu: Tensor, cases: Cases) -> tuple
     units = [noise / cases.noise_map_hu for noise in (noise_hu, cases.noise_hu)]  # all doses alike
     ratios, distances = np.full((2, len(noise_hu)), np.nan)
     for patient in dict.fromkeys(cases.patients.tolist()):
-        own = torch.from_numpy(np.flatnonzero(cases.patients == patient))
+        own = np.flatnonzero(cases.patients == patient)
         how = dict(pixel_mm=float(cases.pixel_mm[own[0]]))
         found = noise_sd(noise_hu[own], there[own], map_hu=cases.noise_map_hu[own], highpass_mm=None, **how)
         ratios[own] = found.ratio.numpy()
