@@ -80,6 +80,18 @@ def test_muon_moves_the_blocks_matrices_and_resumes(tmp_path):
     assert 0.1e-2 < float((first.blocks[0].weight - before).square().mean().sqrt()) < 0.3e-2
 
 
+def test_slow_parameters_move_at_a_tenth_of_the_rate():
+    """AdamW's first step is the rate itself wherever there is a gradient."""
+    before, model = seeded(Tokens, 3), seeded(Tokens, 3)
+    run(model, settings(steps=1, lr=1e-2, warmup_steps=0, slow="blocks.0", weight_decay=0.0), plain_loss)
+    moved = {
+        name: float((p - q).abs().max())
+        for (name, p), q in zip(model.named_parameters(), before.parameters(), strict=True)
+    }
+    for name, most in moved.items():
+        assert most == pytest.approx(1e-3 if "blocks.0" in name else 1e-2, rel=0.02), name
+
+
 def test_an_interrupt_waits_for_the_step_and_leaves_a_state(tmp_path):
     config, state = settings(steps=8, accumulation=1), tmp_path / "run.state"
     run(whole := net(), config)

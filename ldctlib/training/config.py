@@ -43,6 +43,7 @@ class Optimizer:
     warmup_steps: int = 0  # linear
     schedule: str = "cosine"  # "cosine", "constant" or "poly", (1 - share of the steps)^0.9
     clip_norm: float | None = 1.0  # of the network's whole gradient
+    slow: str | None = None  # parameters with this in their names have a tenth of the rate; not those that Muon moves
 
     def __post_init__(self):
         _check(self, "lr", "clip_norm", kind=(*OPTIMIZERS, MUON), schedule=("cosine", "constant", "poly"))
@@ -65,11 +66,17 @@ class Optimizer:
         """The torch optimisers of named parameters, which are on their device."""
         hidden, rest = [], []
         for name, p in parameters.items():
-            (hidden if self.kind == MUON and p.ndim == 2 and "blocks." in name else rest).append(p)
+            if self.kind == MUON and p.ndim == 2 and "blocks." in name:
+                hidden.append(p)
+            else:
+                rest.append((name, p))
         groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [], "weight_decay": decay, "scale": scale}
+            for decay in (self.weight_decay, 0.0)
+            for scale in (1, 0.1)
         ]
+        for name, p in rest:
+            groups[2 * (p.ndim <= 1) + (self.slow is not None and self.slow in name)]["params"].append(p)
         options = {"momentum": self.momentum} if self.kind == "sgd" else {"betas": self.betas}
         fused = next(iter(parameters.values())).device.type in ("cpu", "cuda")
         made = []

@@ -181,7 +181,7 @@ def _move(state: TrainState, part: Trained) -> None:
     state.lr[name] = options.lr_at(state.step - part.update.start, state.config.steps - part.update.start)
     for optimizer in part.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = state.lr[name]
+            group["lr"] = state.lr[name] * group.get("scale", 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
