@@ -478,6 +478,57 @@ def test_values_that_do_not_fit_widen_the_series_or_raise(tmp_path):
         write_derived(scan, scan.values, tmp_path / "wide", description="again")
 
 
+@pytest.mark.parametrize("declared", [-2000, 2096, None])
+@pytest.mark.parametrize("above", [0xF000, 0, 0x8000])
+def test_padding_is_found_whatever_the_unused_bits_hold(tmp_path, declared, above):
+    """Signed 12-bit pixels in 16 bits: those above repeat the sign, are 0, or hold an overlay (PS3.5, 8.1.1)."""
+    stored = np.full((20, 20), 1064, np.uint16)
+    stored[:4] = above | 0x830  # -2000 in 12 bits
+    ds = ct_slice(0, stored.view(np.int16), BitsStored=12, HighBit=11)
+    if declared is not None:
+        ds.add_new("PixelPaddingValue", "SS", declared)
+    scan = read_series(save(ds, tmp_path / "a.dcm"))
+    assert scan.padding[0, :4].all() and not scan.padding[0, 4:].any() and scan.values[0, 4:].eq(40).all()
+    write_derived(scan, scan.values + 1, tmp_path / "out", description="brighter")
+    again = read_series(tmp_path / "out")
+    assert torch.equal(again.padding, scan.padding) and again.values[0, 4:].eq(41).all()
+    assert pydicom.dcmread(again.source_files[0]).pixel_array.min() == -2000
+
+
+def test_padding_beyond_the_used_bits_is_looked_for_in_all(tmp_path):
+    stored = np.full((20, 20), 2096, np.uint16)  # 1072 HU: the 12 lower bits of 63536
+    stored[:4] = 63536
+    ds = ct_slice(0, stored, BitsStored=12, HighBit=11)
+    ds.add_new("PixelPaddingValue", "US", 63536)
+    scan = read_series(save(ds, tmp_path / "a.dcm"))
+    assert scan.padding[0, :4].all() and not scan.padding[0, 4:].any()
+
+
+@pytest.mark.parametrize("uid", ["", "1.2.3"])
+def test_two_patients_are_two_series_whatever_became_of_the_uid(tmp_path, uid):
+    stored = np.full((8, 8), 1064, np.int16)
+    for k in range(4):
+        save(ct_slice(3.0 * k, stored, series=uid), tmp_path / f"a{k}.dcm")
+        save(ct_slice(3.0 * k + 1.5, stored, series=uid, PatientID="P2"), tmp_path / f"b{k}.dcm")
+    one, other = list_series(tmp_path)
+    assert (one.patient_id, other.patient_id) == ("P1", "P2") and len(one.files) == len(other.files) == 4
+    with pytest.raises(ScanError, match="several series"):
+        read_series(tmp_path)
+    assert read_series(tmp_path, series_uid=other.uid).patient_id == "P2"
+
+
+@pytest.mark.parametrize("differs", [dict(SeriesNumber=3), dict(ConvolutionKernel="B70f"), dict(StudyInstanceUID="9")])
+def test_series_without_a_uid_are_told_by_what_is_left(tmp_path, differs):
+    stored = np.full((8, 8), 1064, np.int16)
+    for k in range(4):
+        save(ct_slice(3.0 * k, stored, series="", SeriesNumber=2), tmp_path / f"a{k}.dcm")
+        save(ct_slice(3.0 * k + 1.5, stored, series="", **dict(SeriesNumber=2) | differs), tmp_path / f"b{k}.dcm")
+    assert len(list_series(tmp_path)) == 2
+    for k in range(4):
+        (tmp_path / f"b{k}.dcm").unlink()
+    assert read_series(tmp_path).values.shape == (4, 8, 8)
+
+
 def test_padding_keeps_its_stored_value_and_is_never_confused_with_measurements(tmp_path):
     ds = padded([0, 10, 24, 1064], dtype=np.uint16)
     ds.add_new("PixelPaddingValue", "US", 0)

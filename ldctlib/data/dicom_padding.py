@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 UNDECLARED_PADDING_HU = -1500.0
 """No material reads less than -1000 HU, and noise and undershoot seldom pass -1500 HU."""
 UNDECLARED_PADDING_SHARE = 0.005
@@ -18,18 +19,24 @@ def wrap(value: int, bits: int, signed: bool) -> int:
     return value - (1 << bits) if signed and value >> (bits - 1) else value
 
 
-def declared_padding(stored: np.ndarray, header: Any, bits: int, signed: bool) -> np.ndarray:
-    """Pixels from PixelPaddingValue to PixelPaddingRangeLimit, compared by their bits.
+def padding_bits(header: Any, allocated: int, used: int, signed: bool) -> int:
+    """Bits that padding is compared in: the ``used`` ones, since those above need not repeat the sign (PS3.5, 8.1.1);
+    all that are allocated where the declared value has no place in them."""
+    ends = [int(end) for end in (header.get(tag) for tag in PADDING) if end is not None]
+    fits = all(wrap(end, used, signed) == wrap(end, allocated, signed) for end in ends)
+    return used if fits or not any(wrap(end, allocated, False) >> used for end in ends) else allocated
 
-    Writers differ in the sign that they give the tag. ``stored`` is any integer array with all allocated bits still
-    in place.
+
+def declared_padding(stored: np.ndarray, header: Any, bits: int, signed: bool) -> np.ndarray:
+    """Pixels from PixelPaddingValue to PixelPaddingRangeLimit, of integers of :func:`padding_bits`.
+
+    Writers differ in the sign that they give the tag.
     """
-    if header.get("PixelPaddingValue") is None:
+    value, limit = (header.get(tag) for tag in PADDING)
+    if value is None:
         return np.zeros(stored.shape, bool)
-    value = wrap(int(header.PixelPaddingValue), bits, signed)
-    limit = header.get("PixelPaddingRangeLimit")
-    limit = value if limit is None else wrap(int(limit), bits, signed)
-    return (stored >= min(value, limit)) & (stored <= max(value, limit))
+    ends = [wrap(int(end), bits, signed) for end in (value, value if limit is None else limit)]
+    return (stored >= min(ends)) & (stored <= max(ends))
 
 
 def undeclared_padding(stored: np.ndarray, values_hu: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ldctlib.data.dicom_padding import UNDECLARED_PADDING_HU, declared_padding, undeclared_padding
+from ldctlib.data.dicom_padding import UNDECLARED_PADDING_HU, declared_padding, padding_bits, undeclared_padding
 from ldctlib.data.nifti import is_volume_file, read_nifti, read_npy
 from ldctlib.data.scan import Scan
 from ldctlib.data.volume import Piece, assemble
@@ -180,17 +180,20 @@ def is_dicom(file: Path) -> bool:
 
 _LISTED = """
     SOPClassUID SeriesInstanceUID Modality SeriesDescription PatientID Rows Columns ImageType ImageOrientationPatient
-    PixelSpacing SamplesPerPixel PhotometricInterpretation
+    PixelSpacing SamplesPerPixel PhotometricInterpretation StudyInstanceUID SeriesNumber ConvolutionKernel
 """.split()
 _DETECTOR_ROWS = 0x70291010  # of DICOM-CT-PD
 
 
 def _group(header: Any) -> tuple:
-    """Files with the same key can be one volume."""
+    """Files with the same key can be one volume. Anonymisers may take the series' UID away, or give all the same."""
     shape = (int(header.get(keyword) or 0) for keyword in ("Rows", "Columns"))
     plane = (header.get(keyword) or () for keyword in ("ImageOrientationPatient", "PixelSpacing"))
     rounded = (tuple(round(float(number), 4) for number in group) for group in plane)
-    return str(header.get("SeriesInstanceUID") or ""), _unreadable(header) or "", *shape, *rounded
+    uid = str(header.get("SeriesInstanceUID") or "")
+    others = () if uid else ("StudyInstanceUID", "SeriesNumber", "SeriesDescription", "ConvolutionKernel")
+    told = (str(header.get(keyword) or "") for keyword in ("PatientID", *others))
+    return uid, _unreadable(header) or "", *shape, *rounded, *told
 
 
 def _unreadable(header: Any) -> str | None:
@@ -249,16 +252,19 @@ def _read_piece(file: Path) -> Piece:
         signed = bool(header.PixelRepresentation)
         if not 0 < used <= allocated or int(header.get("HighBit", used - 1)) != used - 1:
             raise ScanError(f"{file} has {used} of {allocated} bits, up to bit {header.get('HighBit')}: not supported")
-        padding = declared_padding(stored, header, allocated, signed)
         slope, intercept, scale = _rescale(file, header)
         # bits above the stored ones may hold overlays, or nothing that means anything
         shift = stored.dtype.itemsize * 8 - used
-        values = ((stored << shift) >> shift) * slope + intercept
+        meant = (stored << shift) >> shift
+        if (bits := padding_bits(header, allocated, used, signed)) == used:
+            stored = meant
+        padding = declared_padding(stored, header, bits, signed)
+        values = meant * slope + intercept
         lossy = header.get("LossyImageCompression") == "01"
         smeared = lossy and header.file_meta.TransferSyntaxUID.is_encapsulated
         if scale == "HU":
             # compression with loss smears padding over neighbouring values, so that no single one marks it
-            padding |= values < UNDECLARED_PADDING_HU if smeared else undeclared_padding(stored, values)
+            padding |= values < UNDECLARED_PADDING_HU if smeared else undeclared_padding(meant, values)
         origin, axes = _geometry(file, header)
         for keyword in ("PixelData", "DataSetTrailingPadding"):
             header.pop(keyword, None)

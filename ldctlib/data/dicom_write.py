@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import ldctlib
-from ldctlib.data.dicom_padding import declared_padding, undeclared_padding, wrap
+from ldctlib.data.dicom_padding import declared_padding, padding_bits, undeclared_padding, wrap
 from ldctlib.data.scan import DicomOrigin, Scan, check_values
 from ldctlib.data.volume import instance_numbers
 from ldctlib.errors import LdctError, ParameterError, ScanError
@@ -173,8 +173,9 @@ def _found_again(scan: Scan, stored: np.ndarray, values: np.ndarray, pixel: _Pix
     """The padding that a reader of these stored values would find."""
     if pixel.padding_moved:
         return stored == PADDING_MOVED
+    how = pixel.allocated, pixel.stored, pixel.signed
     parts = zip(np.split(stored, np.cumsum(scan.origin.frames)[:-1]), scan.origin.headers, strict=True)
-    found = np.concatenate([declared_padding(*part, pixel.allocated, pixel.signed) for part in parts])
+    found = np.concatenate([declared_padding(part, h, padding_bits(h, *how), pixel.signed) for part, h in parts])
     return found | undeclared_padding(stored, values) if scan.scale == "HU" else found
 
 

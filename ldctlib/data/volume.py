@@ -32,7 +32,7 @@ class Piece:
     header: Any
     values: np.ndarray  # float64 (F, H, W)
     padding: np.ndarray  # bool (F, H, W)
-    stored: np.ndarray  # integers (F, H, W), with all allocated bits
+    stored: np.ndarray  # integers (F, H, W), with the bits that padding is compared in
     scale: str
     origin_mm: np.ndarray | None  # (3,) ImagePositionPatient
     axes: np.ndarray | None  # (3, 3) unit vectors: along a row, down a column, normal
