@@ -529,6 +529,36 @@ def test_series_without_a_uid_are_told_by_what_is_left(tmp_path, differs):
     assert read_series(tmp_path).values.shape == (4, 8, 8)
 
 
+@pytest.mark.parametrize("spelling", ["HU", "hu", " HU ", "Hounsfield Unit", "Houndsfield Unit", "hounsfield units"])
+def test_hounsfield_is_read_in_any_spelling(tmp_path, spelling):
+    path = save(ct_slice(0, np.full((8, 8), 1064, np.int16), RescaleType=spelling), tmp_path / "a.dcm")
+    assert read_series(path).images_hu().eq(40).all() and not read_series(path).notes
+
+
+@pytest.mark.parametrize("said", ["US", "HU_MOD", "Z_EFF"])
+def test_who_knows_better_says_that_it_is_hu(tmp_path, said):
+    path = save(ct_slice(0, np.full((8, 8), 1064, np.int16), RescaleType=said), tmp_path / "a.dcm")
+    with pytest.raises(ScanError, match='scale="HU" if you know better'):
+        read_scan(path).images_hu()
+    scan = read_scan(path, scale="HU")
+    assert scan.images_hu().eq(40).all() and said in scan.notes[0]
+    mr = save(ct_slice(0, np.full((8, 8), 1064, np.int16), Modality="MR"), tmp_path / "mr.dcm")
+    with pytest.raises(ScanError, match="MR, whose values are never HU"):
+        read_scan(mr, scale="HU")
+
+
+def test_stored_values_taken_for_hu_are_noted(tmp_path):
+    values = np.full((2, 8, 8), 1064, np.float32)
+    np.save(tmp_path / "a.npy", values)
+    assert "without their -1024" in read_scan(tmp_path / "a.npy").notes[0]
+    assert not read_scan(tmp_path / "a.npy", scale="arbitrary").notes
+    values[0, 0, :2] = np.inf, np.nan
+    values[1] = -1000
+    np.save(tmp_path / "b.npy", values)
+    scan = read_scan(tmp_path / "b.npy")
+    assert scan.padding.sum() == 2 and scan.padding[0, 0, :2].all() and not scan.notes and scan.values.max() == 1064
+
+
 def test_padding_keeps_its_stored_value_and_is_never_confused_with_measurements(tmp_path):
     ds = padded([0, 10, 24, 1064], dtype=np.uint16)
     ds.add_new("PixelPaddingValue", "US", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -15,6 +16,7 @@ from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.kernels import Kernel, edge_blur_px
 from ldctlib.ct.projector import projector
 from ldctlib.data.collection import Collection
+from ldctlib.data.scan import NO_HU
 from ldctlib.errors import ScanError
 from ldctlib.phantom.patient import Patient, PhantomSlice
 from ldctlib.units import hu_to_mu
@@ -122,6 +124,9 @@ def draw_scans(collection, rng, count, load) -> list[tuple[np.ndarray, ...]]:
         scans = load(collection.cases[rng.integers(len(collection))])
         if scans[0].scale != "HU":
             raise ScanError(f"{collection.name}: training needs scans in HU, this one is {scans[0].scale}")
+        for scan in scans:
+            if NO_HU in scan.notes:
+                warnings.warn(f"{', '.join(map(str, scan.source_files))}: {NO_HU}", stacklevel=2)
         depth = len(scans[0].values)
         chosen = rng.permutation(depth)[: min(16, count - len(out))]
         out += [tuple(scan.values[i].numpy().astype(np.float32) for scan in scans) for i in chosen]

@@ -73,7 +73,11 @@ def list_series(path: str | Path | Sequence[str | Path]) -> list[SeriesInfo]:
 
 
 def read_series(
-    path: str | Path | Sequence[str | Path], *, series_uid: str | None = None, allow_gaps: bool = False
+    path: str | Path | Sequence[str | Path],
+    *,
+    series_uid: str | None = None,
+    allow_gaps: bool = False,
+    scale: str | None = None,
 ) -> Scan:
     """Read one CT or MR series: a file, a folder with its subfolders, or a list of files.
 
@@ -87,26 +91,32 @@ def read_series(
     the order of their instance numbers). Copies of the same slice are dropped with a note; different images at one
     place are an error. A tilted gantry is noted.
 
+    ``scale="HU"`` takes CT for HU whose RescaleType says otherwise, and notes it.
+
     Raises ScanError (what was found, and where), MissingDependency (which decoder to install).
     """
     infos = list_series(path)
     if not infos:
         raise ScanError(f"{_name(path)} holds no DICOM file")
     info = _choose(infos, series_uid, path)
-    pieces = [_read_piece(file) for file in info.files]
+    pieces = [_read_piece(file, scale) for file in info.files]
     with _reading(info.files[0]):
-        return assemble(pieces, allow_gaps=allow_gaps)
+        scan = assemble(pieces, allow_gaps=allow_gaps)
+    if scale == "HU" and not _says_hu(header := pieces[0].header):
+        scan.notes += (f"taken for HU, though its RescaleType is {header.RescaleType}",)
+    return scan
 
 
-def read_scan(path: str | Path, *, scale: str = "HU", **dicom_options: Any) -> Scan:
+def read_scan(path: str | Path, *, scale: str | None = None, **dicom_options: Any) -> Scan:
     """Read a DICOM file or folder, a NIfTI file (.nii, .nii.gz) or a NumPy file (.npy).
 
-    ``scale`` says what the numbers of a NIfTI or NumPy file are, since they do not say it themselves.
+    ``scale`` says what the numbers of a NIfTI or NumPy file are, since they do not say it themselves ("HU" if not
+    given), and those of CT in DICOM that says it badly.
     """
     path = Path(path)
     if is_volume_file(path):
-        return (read_npy if path.suffix.lower() == ".npy" else read_nifti)(path, scale=scale)
-    return read_series(path, **dicom_options)
+        return (read_npy if path.suffix.lower() == ".npy" else read_nifti)(path, scale=scale or "HU")
+    return read_series(path, scale=scale, **dicom_options)
 
 
 def pydicom_ct_slice() -> Scan:
@@ -240,7 +250,7 @@ def _name(path: Any) -> str:
     return str(path) if isinstance(path, str | Path) else f"this list of {len(path)} files"
 
 
-def _read_piece(file: Path) -> Piece:
+def _read_piece(file: Path, as_scale: str | None) -> Piece:
     from pydicom import dcmread
 
     with _reading(file):
@@ -252,7 +262,7 @@ def _read_piece(file: Path) -> Piece:
         signed = bool(header.PixelRepresentation)
         if not 0 < used <= allocated or int(header.get("HighBit", used - 1)) != used - 1:
             raise ScanError(f"{file} has {used} of {allocated} bits, up to bit {header.get('HighBit')}: not supported")
-        slope, intercept, scale = _rescale(file, header)
+        slope, intercept, scale = _rescale(file, header, as_scale)
         # bits above the stored ones may hold overlays, or nothing that means anything
         shift = stored.dtype.itemsize * 8 - used
         meant = (stored << shift) >> shift
@@ -290,8 +300,8 @@ def _decode(file: Path, header: Any) -> np.ndarray:
     return pixel_array(header, correct_unused_bits=False).reshape(frames, int(header.Rows), int(header.Columns))
 
 
-def _rescale(file: Path, header: Any) -> tuple[float, float, str]:
-    """Slope, intercept, and what they lead to: "HU" for CT unless it says otherwise."""
+def _rescale(file: Path, header: Any, scale: str | None) -> tuple[float, float, str]:
+    """Slope, intercept, and what they lead to: ``scale``, or "HU" for CT unless it says otherwise."""
     if header.get("ModalityLUTSequence"):
         raise ScanError(f"{file} maps its pixels through a lookup table, not a rescale: its scale is unknown")
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
@@ -301,8 +311,15 @@ def _rescale(file: Path, header: Any) -> tuple[float, float, str]:
     intercept = 0.0 if intercept is None else float(intercept)
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
         raise ScanError(f"{file} has RescaleSlope {slope} and RescaleIntercept {intercept}: it seems damaged")
-    is_hu = header.Modality == "CT" and (header.get("RescaleType") or "HU") == "HU"
-    return slope, intercept, "HU" if is_hu else "arbitrary"
+    if scale == "HU" and header.Modality != "CT":
+        raise ScanError(f"{file} is {header.Modality}, whose values are never HU: leave scale= out")
+    return slope, intercept, scale or ("HU" if header.Modality == "CT" and _says_hu(header) else "arbitrary")
+
+
+def _says_hu(header: Any) -> bool:
+    """Whether RescaleType is HU in any spelling, or missing; "US" is unspecified and "HU_MOD" modified."""
+    told = str(header.get("RescaleType") or "").strip().lower()
+    return told in ("", "hu") or told.startswith(("hounsf", "houndsf"))
 
 
 def _geometry(file: Path, header: Any) -> tuple[np.ndarray | None, np.ndarray | None]:

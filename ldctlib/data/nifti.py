@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldctlib.data.scan import NiftiOrigin, Scan, check_values, fill_padding
+from ldctlib.data.scan import NO_HU, NiftiOrigin, Scan, check_values, fill_padding
 from ldctlib.errors import LdctError, ScanError, require
 from ldctlib.files import whole_file
 
@@ -19,10 +19,10 @@ def read_nifti(path: str | Path, *, scale: str = "HU", frame: int | None = None,
     from front to back, columns from the patient's right to left (the nearest permutation and flips of the stored axes;
     nothing is resampled).
 
-    ``scale`` says what the numbers are ("HU" or "arbitrary"), because the format does not. NaN voxels are
-    padding. ``as_stored`` turns nothing: the third stored axis is D, as oblique stacks need. A header that gives no
-    spacing (1, 1, 1 in no unit, and no orientation) is noted; in arbitrary units the scan then has none. Raises
-    ScanError for what is no 3-D volume of real numbers or has no such frame, MissingDependency without nibabel.
+    ``scale`` says what the numbers are ("HU" or "arbitrary"), because the format does not. Voxels that are
+    not finite are padding. ``as_stored`` turns nothing: the third stored axis is D, as oblique stacks need. A header
+    that gives no spacing (1, 1, 1 in no unit, and no orientation) is noted; in arbitrary units the scan then has none.
+    Raises ScanError for what is no 3-D volume of real numbers or has no such frame, MissingDependency without nibabel.
     """
     nib = require("nibabel", extra="nifti", needed_for="reading NIfTI")
     path = Path(path)
@@ -59,10 +59,10 @@ def read_nifti(path: str | Path, *, scale: str = "HU", frame: int | None = None,
     if unknown:
         taken = "taken as 1 mm" if scale == "HU" else "left unknown"
         notes += (f"the header gives no spacing (1, 1, 1 in no unit): {taken}",)
-    if scale == "HU" and np.nanmin(values, initial=0.0) >= 0:
-        notes += ("no value is below zero: are these HU?",)
+    unmeasured = ~np.isfinite(values)
+    notes += _doubts(values, unmeasured, scale)
     return Scan(
-        **fill_padding(values, np.isnan(values), scale),
+        **fill_padding(values, unmeasured, scale),
         spacing_mm=None if unknown and scale != "HU" else tuple(float(step) for step in spacing[::-1]),
         description=volume_stem(path),
         positions_mm=tuple(float(first + step * k) for k in range(len(values))),
@@ -112,7 +112,10 @@ def write_nifti(scan: Scan, values: torch.Tensor, path: str | Path, *, descripti
 
 
 def read_npy(path: str | Path, *, scale: str = "HU") -> Scan:
-    """Read a NumPy file of shape (H, W) or (D, H, W), rows and columns as displayed; it has no geometry."""
+    """Read a NumPy file of shape (H, W) or (D, H, W), rows and columns as displayed; it has no geometry.
+
+    What is not finite is padding.
+    """
     path = Path(path)
     try:
         array = np.load(path, allow_pickle=False)
@@ -121,8 +124,13 @@ def read_npy(path: str | Path, *, scale: str = "HU") -> Scan:
     if array.ndim not in (2, 3) or array.dtype.kind not in "iuf" or array.size == 0:
         raise ScanError(f"{path} holds {array.dtype} {array.shape}: real numbers (H, W) or (D, H, W) are needed")
     values = array.reshape((-1, *array.shape[-2:])).astype(np.float64)
-    told = {"description": volume_stem(path), "source_files": (path,)}
-    return Scan(**fill_padding(values, np.isnan(values), scale), spacing_mm=None, **told)
+    unmeasured = ~np.isfinite(values)
+    told = dict(description=volume_stem(path), source_files=(path,), notes=_doubts(values, unmeasured, scale))
+    return Scan(**fill_padding(values, unmeasured, scale), spacing_mm=None, **told)
+
+
+def _doubts(values: np.ndarray, unmeasured: np.ndarray, scale: str) -> tuple[str, ...]:
+    return (NO_HU,) if scale == "HU" and values.min(where=~unmeasured, initial=0.0) >= 0 else ()
 
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".npy")

@@ -14,6 +14,8 @@ from ldctlib.errors import ParameterError, ScanError, ShapeError
 from ldctlib.units import AIR_HU
 
 SCALES = ("HU", "arbitrary")
+NO_HU = "no value is below zero: are these HU, or stored values without their -1024?"
+"""A note on what was read as HU because nothing says otherwise."""
 
 
 @dataclass
@@ -51,7 +53,8 @@ class Scan:
     def images_hu(self) -> torch.Tensor:
         """The slices as (D, 1, H, W), which is what a CT denoiser takes. Raises ScanError unless in HU."""
         if self.scale != "HU":
-            raise ScanError(f"this {self.modality} scan is in arbitrary units, not HU: use .values[:, None]")
+            way_out = 'read it with scale="HU" if you know better' if self.modality == "CT" else "use .values[:, None]"
+            raise ScanError(f"this {self.modality} scan is in arbitrary units, not HU: {way_out}")
         return self.values[:, None]
 
     def select(self, slices: Sequence[int]) -> Scan:
