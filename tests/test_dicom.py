@@ -559,6 +559,38 @@ def test_stored_values_taken_for_hu_are_noted(tmp_path):
     assert scan.padding.sum() == 2 and scan.padding[0, 0, :2].all() and not scan.notes and scan.values.max() == 1064
 
 
+@pytest.mark.parametrize("charset", ["ISO_IR 192", "ISO_IR 6", None, "ISO 2022 IR 87"])
+def test_a_name_in_the_wrong_character_set_stays_what_it_is(tmp_path, charset):
+    ds = ct_slice(0, np.full((8, 8), 1064, np.int16), PatientName="M?ller^Test", SeriesNumber=2)
+    if charset:
+        ds.SpecificCharacterSet = charset
+    path = save(ds, tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"M?ller", b"M\xfcller"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scan = read_series(path)
+        (file,) = write_derived(scan, scan.values, tmp_path / "out", description="geglättet ± 山")
+        before, after = pydicom.dcmread(path), pydicom.dcmread(file)
+        assert after.get_item("PatientName").value == before.get_item("PatientName").value == b"M\xfcller^Test "
+        assert after.DerivationDescription == ("geglättet ± 山" if charset == "ISO_IR 192" else "geglattet  ").strip()
+        assert after.SeriesNumber == 1002 and read_series(file).values.eq(40).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "derived"), [("2147483000", 2147482000), ("456115117112105110101", 1000), ("ABCD", 1000), ("-5", 995)]
+)
+def test_the_series_number_stays_one(tmp_path, source, derived):
+    ds = ct_slice(0, np.full((8, 8), 1064, np.int16))
+    ds.add_new("SeriesNumber", "LO", source)
+    path = save(ds, tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"\x20\x00\x11\x00LO", b"\x20\x00\x11\x00IS"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scan = read_series(path)
+        (file,) = write_derived(scan, scan.values, tmp_path / "out", description="x")
+    assert pydicom.dcmread(file).SeriesNumber == derived
+
+
 def test_padding_keeps_its_stored_value_and_is_never_confused_with_measurements(tmp_path):
     ds = padded([0, 10, 24, 1064], dtype=np.uint16)
     ds.add_new("PixelPaddingValue", "US", 0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldctlib.data.dicom_padding import UNDECLARED_PADDING_HU, declared_padding, padding_bits, undeclared_padding
+from ldctlib.data.dicom_text import exact_text
 from ldctlib.data.nifti import is_volume_file, read_nifti, read_npy
 from ldctlib.data.scan import Scan
 from ldctlib.data.volume import Piece, assemble
@@ -255,6 +256,7 @@ def _read_piece(file: Path, as_scale: str | None) -> Piece:
 
     with _reading(file):
         header = dcmread(file)
+        text = exact_text(header)
         if reason := _unreadable(header):
             raise ScanError(f"{file} is {reason}")
         stored = _decode(file, header)
@@ -278,7 +280,7 @@ def _read_piece(file: Path, as_scale: str | None) -> Piece:
         origin, axes = _geometry(file, header)
         for keyword in ("PixelData", "DataSetTrailingPadding"):
             header.pop(keyword, None)
-        return Piece(file, header, values, padding, stored, scale, origin, axes, lossy)
+        return Piece(file, header, values, padding, stored, scale, origin, axes, lossy, text)
 
 
 def _decode(file: Path, header: Any) -> np.ndarray:

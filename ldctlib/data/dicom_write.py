@@ -12,6 +12,7 @@ import torch
 
 import ldctlib
 from ldctlib.data.dicom_padding import declared_padding, padding_bits, undeclared_padding, wrap
+from ldctlib.data.dicom_text import fitting, restore_text
 from ldctlib.data.scan import DicomOrigin, Scan, check_values
 from ldctlib.data.volume import instance_numbers
 from ldctlib.errors import LdctError, ParameterError, ScanError
@@ -75,8 +76,10 @@ def write_derived(
     try:
         with whole_folder(folder) as work:
             parts = np.split(stored, np.cumsum(frames)[:-1])
-            for index, (header, part) in enumerate(zip(headers, parts, strict=True)):
-                dataset = _derive(header, shared | {"InstanceNumber": numbers[index]}, derivation)
+            for index, (header, text, part) in enumerate(zip(headers, scan.origin.texts, parts, strict=True)):
+                own = {k: fitting(v, header) for k, v in shared.items()} | {"InstanceNumber": numbers[index]}
+                dataset = _derive(header, own, derivation)
+                restore_text(dataset, text, header, but=own)
                 _set_pixels(dataset, part, pixel)
                 file = work / f"{index + 1:04d}.dcm"
                 dataset.save_as(file, implicit_vr=False, little_endian=True, enforce_file_format=True)
@@ -124,7 +127,8 @@ def write_synthetic(
         header.RescaleSlope, header.RescaleIntercept, header.RescaleType, header.Manufacturer = 1, 0, "HU", "ldctlib"
         header.WindowCenter, header.WindowWidth = window
         headers.append(header)
-    scan = Scan(values_hu.float(), "HU", (slice_mm, pixel_mm, pixel_mm), origin=DicomOrigin(headers, [1] * depth, None))
+    origin = DicomOrigin(headers, [1] * depth, None, [{}] * depth)
+    scan = Scan(values_hu.float(), "HU", (slice_mm, pixel_mm, pixel_mm), origin=origin)
     said = dict(description=description, series_description=f"SYNTHETIC {description}"[:64], derivation=None)
     return write_derived(scan, values_hu, folder, **said)
 
@@ -194,7 +198,7 @@ def _derive(header: Any, elements: dict[str, Any], derivation: tuple[str, str] |
     source_class = header.get("SOPClassUID")
     dataset.SOPClassUID = source_class or (CTImageStorage if header.Modality == "CT" else MRImageStorage)
     dataset.SOPInstanceUID = generate_uid()
-    dataset.SeriesNumber = int(header.get("SeriesNumber") or 0) + 1000
+    dataset.SeriesNumber = _series_number(header)
     kind = list(header.get("ImageType") or [])
     plane = kind[2] if len(kind) > 2 else {"CT": "AXIAL", "MR": "OTHER"}[header.Modality]
     dataset.ImageType = ["DERIVED", "SECONDARY", plane, *kind[3:4]]
@@ -212,6 +216,16 @@ def _derive(header: Any, elements: dict[str, Any], derivation: tuple[str, str] |
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return dataset
+
+
+def _series_number(header: Any) -> int:
+    """A thousand above the source's, or below it at the end of DICOM's integers; 1000 where it has none."""
+    try:
+        number = int(header.get("SeriesNumber") or 0)
+    except ValueError:
+        return 1000
+    above = number + 1000
+    return above if abs(above) < 1 << 31 else max(number - 1000, 1000) if abs(number) < 1 << 31 else 1000
 
 
 def _decoded_copy(header: Any) -> Any:

@@ -67,7 +67,8 @@ class Scan:
                 volume = np.zeros(self.values.shape, np.int64)
                 volume[self.padding.numpy()] = origin.stored_padding
                 stored = volume[index][self.padding[index].numpy()]
-            origin = DicomOrigin([origin.headers[i] for i in index], [1] * len(index), stored)
+            headers, texts = ([of_each[i] for i in index] for of_each in (origin.headers, origin.texts))
+            origin = DicomOrigin(headers, [1] * len(index), stored, texts)
         elif len(index) != len(self.values):
             origin = None
 
@@ -92,6 +93,7 @@ class DicomOrigin:
     headers: list[Any]
     frames: list[int]
     stored_padding: np.ndarray | None  # the stored values of the padded pixels, in boolean-index order
+    texts: list[dict[int, bytes]]  # of each header, the bytes of what is no ASCII
 
 
 @dataclass

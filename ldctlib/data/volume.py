@@ -37,6 +37,7 @@ class Piece:
     origin_mm: np.ndarray | None  # (3,) ImagePositionPatient
     axes: np.ndarray | None  # (3, 3) unit vectors: along a row, down a column, normal
     lossy: bool  # compressed with loss at some time
+    text: dict[int, bytes]  # of the header, what is no ASCII
 
     @property
     def position_mm(self) -> float:
@@ -78,7 +79,7 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
         tilt_deg=tilt,
         notes=tuple(notes),
         source_files=tuple(piece.file for piece in pieces),
-        origin=DicomOrigin(headers, frames, stored),
+        origin=DicomOrigin(headers, frames, stored, [piece.text for piece in pieces]),
     )
 
 
