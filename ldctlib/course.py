@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ldctlib.errors import ParameterError
-from ldctlib.files import write_json, write_whole
-from ldctlib.notebook import COMMON, check_common, check_names, make_folder
+from ldctlib.files import make_folder, write_json, write_whole
+from ldctlib.notebook import COMMON, check_common, check_names
 from ldctlib.profiles import find_profile
 from ldctlib.show import page
 

@@ -31,6 +31,10 @@ class ScanError(LdctError):
     """A scan or image file cannot be read, or cannot be written faithfully."""
 
 
+class WriteError(LdctError, OSError):
+    """A file or folder cannot be made or written: no permission, no room, no such place."""
+
+
 class CheckpointError(LdctError):
     """A checkpoint is missing, damaged, or belongs to something else."""
 

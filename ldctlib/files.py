@@ -8,46 +8,78 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ldctlib.errors import LdctError, ParameterError, WriteError
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A scratch file beside ``path`` to write to; it takes ``path``'s place at the end, on failure nothing is left.
 
-    Its name ends as ``path``'s does, since some writers look there for the format. Missing folders are made.
+    Its name ends as ``path``'s does, since some writers look there for the format. Missing folders are made. Raises
+    WriteError where the system refuses.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=f"-{path.name}", dir=path.parent)
-    os.close(handle)
-    scratch = Path(name)
-    try:
-        yield scratch
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
-        scratch.chmod(0o644)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with _placed(path):
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=f"-{path.name}", dir=path.parent)
+        os.close(handle)
+        scratch = Path(name)
+        try:
+            yield scratch
+            with open(scratch, "rb") as file:
+                os.fsync(file.fileno())
+            scratch.chmod(0o644)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A scratch folder beside ``folder`` that becomes it at the end; ``folder`` is absent or empty before."""
+    """A scratch folder beside ``folder`` that becomes it at the end; ``folder`` is absent or empty before. Raises
+    WriteError where the system refuses."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    scratch.chmod(0o755)
+    with _placed(folder):
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        scratch.chmod(0o755)
+        try:
+            yield scratch
+            if folder.exists():
+                folder.rmdir()
+            os.replace(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[None]:
+    """Makes the folders above ``path``, and takes them away again where nothing comes to lie there."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     try:
-        yield scratch
-        if folder.exists():
-            folder.rmdir()
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for folder in missing:
+            with suppress(OSError):  # another process may have filled it
+                folder.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, LdctError):
+            raise WriteError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise
+
+
+def make_folder(out: str | os.PathLike) -> Path:
+    """The folder, made if needed and fit to write to. Raises ParameterError."""
+    path = Path(out).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParameterError(f"out={os.fspath(out)!r} cannot be made a folder: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise ParameterError(f"out={os.fspath(out)!r} cannot be written to; name another folder")
+    return path
 
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:

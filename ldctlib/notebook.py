@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from ldctlib.errors import ParameterError, did_you_mean
-from ldctlib.files import write_json
+from ldctlib.files import make_folder, write_json
+from ldctlib.precision import resolve_device
 from ldctlib.profiles import PROFILES, SOURCES, Profile, find_profile
 
 COMMON = ("profile", "data", "out", "seed", "device")
@@ -119,36 +120,6 @@ def check_multiple(name: str, value: Any, of: int, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least or value % of:
         first = -(-least // of) * of
         raise ParameterError(f"{name}={value!r} must be a whole number: {first}, {first + of}, {first + 2 * of}, …")
-
-
-def make_folder(out: str | os.PathLike) -> Path:
-    """The folder, made if needed and fit to write to. Raises ParameterError."""
-    path = Path(out).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ParameterError(f"out={os.fspath(out)!r} cannot be made a folder: {error.strerror}") from error
-    if not os.access(path, os.W_OK):
-        raise ParameterError(f"out={os.fspath(out)!r} cannot be written to; name another folder")
-    return path
-
-
-def resolve_device(name: str) -> torch.device:
-    """``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"`` as a device that exists here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ParameterError(f"device={name!r} is not a device; allowed: auto, cpu, cuda, cuda:N, mps")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ParameterError(f"device={name!r}, but PyTorch sees {count} CUDA devices here; use 'auto' or 'cpu'")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ParameterError(f"device={name!r}, but PyTorch sees no Apple GPU here; use 'auto' or 'cpu'")
-    return device
 
 
 def _find_data(data: str | os.PathLike, profile: Profile) -> str | Path:

@@ -18,7 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from ldctlib.data.dicom_read import list_series, pydicom_ct_slice, read_scan, read_series
 from ldctlib.data.dicom_write import write_derived
 from ldctlib.data.nifti import read_nifti, write_nifti
-from ldctlib.errors import LdctError, MissingDependency, ParameterError, ScanError, ShapeError
+from ldctlib.errors import LdctError, MissingDependency, ParameterError, ScanError, ShapeError, WriteError
 
 PYDICOM_FILES = sorted(
     path
@@ -618,7 +618,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Dataset, "save_as", fails_at_the_second)
-    with pytest.raises(ScanError, match="disk full"):
+    with pytest.raises(WriteError, match="out cannot be written: disk full"):
         write_derived(scan, scan.values, tmp_path / "out", description="x")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 
 import pytest
 import torch
 
-from ldctlib import notebook
-from ldctlib.errors import ParameterError
+from ldctlib import files, notebook
+from ldctlib.errors import ParameterError, WriteError
 from ldctlib.profiles import PROFILES
 
 
@@ -117,3 +119,19 @@ def test_a_misspelt_injected_name_is_found_in_the_kernels_record(tmp_path, monke
         notebook.parameters("nb", out=tmp_path)
     Shell.user_ns["In"][2] = "# Parameters\nseed = 3\n"
     assert notebook.parameters("nb", out=tmp_path, seed=3).seed == 3
+
+
+@pytest.mark.parametrize("writer", ["file", "folder"])
+def test_what_the_system_refuses_is_named_and_leaves_nothing(tmp_path, writer):
+    (tmp_path / "file").write_text("x")
+    whole = files.whole_file if writer == "file" else files.whole_folder
+    with pytest.raises(WriteError, match="a cannot be written: Not a directory"), whole(tmp_path / "file" / "b" / "a"):
+        pass
+    with pytest.raises(WriteError, match="c cannot be written: No space left"), whole(tmp_path / "new" / "deep" / "c"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "new" / "deep" / "c"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+    with whole(tmp_path / "new" / "deep" / "c"):
+        pass
+    assert (tmp_path / "new" / "deep" / "c").exists() and len(list(tmp_path.rglob("*"))) == 4

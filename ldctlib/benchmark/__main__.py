@@ -14,7 +14,9 @@ from ldctlib.benchmark.run import run
 from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import LdctError
+from ldctlib.files import make_folder
 from ldctlib.phantom.patient import ANATOMIES
+from ldctlib.precision import resolve_device
 from ldctlib.units import SOFT_TISSUE
 
 
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--split divides the patients of a folder: give --real")
     try:
         names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
+        resolve_device(options.device)
+        if options.json is not None:
+            make_folder(options.json.parent)
         loaded = {name: registry.from_spec(name, device=options.device) for name in names}
         if options.real:
             pairs = open_collection(options.real)

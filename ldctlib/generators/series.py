@@ -94,7 +94,6 @@ def generate_series(
     slice_mm = float(spacing[0]) if np.isfinite(spacing[0]) else 1.0
     if file_format == "dicom":
         return write_synthetic(values, out, pixel_mm=pixel, slice_mm=slice_mm, description=told)
-    out.mkdir(parents=True, exist_ok=True)
     affine = np.diag([-pixel, -pixel, slice_mm, 1.0])
     made = Scan(values, "HU", (slice_mm, pixel, pixel), affine=affine)
     return [write_nifti(made, values, out / f"synthetic_{name}.nii.gz", description=f"SYNTHETIC CT: {told}")]

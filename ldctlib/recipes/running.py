@@ -17,6 +17,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.six_dose import SixDoseConfig
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
+from ldctlib.files import make_folder
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes import (
     adversarial,
@@ -208,7 +209,9 @@ def run(
     initial weights; give it an ``out`` of its own.
     """
     options = {key: str(value) if isinstance(value, Path) else value for key, value in (options or {}).items()}
-    out, chosen = Path(out), with_options(reseeded(recipe(name, profile), seed), options)
+    if workers < 0:
+        raise ParameterError(f"workers is 0 (none but this process) or more, got {workers}")
+    out, chosen = make_folder(out), with_options(reseeded(recipe(name, profile), seed), options)
     source = Source.open(data, chosen, split)
     if options:
         source = replace(source, described={**source.described, "options": options})
