@@ -280,7 +280,8 @@ def _read_piece(file: Path, as_scale: str | None) -> Piece:
         origin, axes = _geometry(file, header)
         for keyword in ("PixelData", "DataSetTrailingPadding"):
             header.pop(keyword, None)
-        return Piece(file, header, values, padding, stored, scale, origin, axes, lossy, text)
+        values = values.astype(np.float32)
+        return Piece(file, header, values, padding, stored[padding], scale, origin, axes, lossy, text)
 
 
 def _decode(file: Path, header: Any) -> np.ndarray:

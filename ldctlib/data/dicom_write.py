@@ -59,8 +59,8 @@ def write_derived(
         raise ScanError("this scan was not read from DICOM and has no headers to derive from: use write_nifti")
     if not description.strip():
         raise ParameterError("write_derived needs a description of what was done to the images")
-    stored, pixel = _encode(scan, check_values(scan, values))
-    headers, frames = scan.origin.headers, scan.origin.frames
+    array = check_values(scan, values)
+    pixel, headers = _pixel_format(scan, array), scan.origin.headers
     shared = {
         "DerivationDescription": description.strip()[:1024],
         "SeriesDescription": (series_description or f"{scan.description} {description}".strip())[:64],
@@ -75,12 +75,11 @@ def write_derived(
         raise ScanError(f"{folder} exists and is not an empty folder: name a new one for the derived series")
     try:
         with whole_folder(folder) as work:
-            parts = np.split(stored, np.cumsum(frames)[:-1])
-            for index, (header, text, part) in enumerate(zip(headers, scan.origin.texts, parts, strict=True)):
+            for index, (header, text) in enumerate(zip(headers, scan.origin.texts, strict=True)):
                 own = {k: fitting(v, header) for k, v in shared.items()} | {"InstanceNumber": numbers[index]}
                 dataset = _derive(header, own, derivation)
                 restore_text(dataset, text, header, but=own)
-                _set_pixels(dataset, part, pixel)
+                _set_pixels(dataset, _stored(scan, array, index, pixel), pixel)
                 file = work / f"{index + 1:04d}.dcm"
                 dataset.save_as(file, implicit_vr=False, little_endian=True, enforce_file_format=True)
     except LdctError:
@@ -127,7 +126,7 @@ def write_synthetic(
         header.RescaleSlope, header.RescaleIntercept, header.RescaleType, header.Manufacturer = 1, 0, "HU", "ldctlib"
         header.WindowCenter, header.WindowWidth = window
         headers.append(header)
-    origin = DicomOrigin(headers, [1] * depth, None, [{}] * depth)
+    origin = DicomOrigin(headers, [1] * depth, [np.empty(0)] * depth, [{}] * depth)
     scan = Scan(values_hu.float(), "HU", (slice_mm, pixel_mm, pixel_mm), origin=origin)
     said = dict(description=description, series_description=f"SYNTHETIC {description}"[:64], derivation=None)
     return write_derived(scan, values_hu, folder, **said)
@@ -146,41 +145,46 @@ class _PixelFormat:
         return low, low + (1 << self.stored) - 1
 
 
-def _encode(scan: Scan, values: np.ndarray) -> tuple[np.ndarray, _PixelFormat]:
-    """Stored integers (D, H, W), and the narrowest format that holds them and tells padding from them."""
-    headers, frames = scan.origin.headers, scan.origin.frames
-    slope = np.repeat([float(h.get("RescaleSlope") or 1) for h in headers], frames)[:, None, None]
-    intercept = np.repeat([float(h.get("RescaleIntercept") or 0) for h in headers], frames)[:, None, None]
-    measured = np.rint((values - intercept) / slope)
-    padding = np.zeros(values.shape, bool) if scan.padding is None else scan.padding.numpy()
+def _pixel_format(scan: Scan, values: np.ndarray) -> _PixelFormat:
+    """The narrowest format that holds all values and tells padding from them. Raises ScanError if there is none."""
     # formats can differ from slice to slice in what scanners write; a series of ours has one
-    formats = {(h.BitsAllocated, h.BitsStored, bool(h.PixelRepresentation)) for h in headers}
+    formats = {(h.BitsAllocated, h.BitsStored, bool(h.PixelRepresentation)) for h in scan.origin.headers}
     candidates = [_PixelFormat(*formats.pop())] if len(formats) == 1 else []
     candidates += [_PixelFormat(16, 16, True), _PixelFormat(16, 16, True, padding_moved=True)]
     for candidate in candidates:
-        stored = measured.copy()
-        if padding.any():
-            stored[padding] = PADDING_MOVED if candidate.padding_moved else scan.origin.stored_padding
-        low, high = candidate.limits
-        if stored.min() < low or stored.max() > high:
-            continue
-        stored = stored.astype(np.int64)
-        if np.array_equal(_found_again(scan, stored, stored * slope + intercept, candidate), padding):
-            return stored, candidate
-    measured = values[~padding]
+        if all(_stored(scan, values, file, candidate) is not None for file in range(len(scan.origin.headers))):
+            return candidate
+    measured = values if scan.padding is None else values[~scan.padding.numpy()]
     span = f"values from {measured.min():.6g} to {measured.max():.6g}, padding included, do not fit 16 signed bits"
-    rescale = f"rescale slope {slope.flat[0]:g} and intercept {intercept.flat[0]:g}"
+    slope, intercept = _rescale(scan.origin.headers[0])
+    rescale = f"rescale slope {slope:g} and intercept {intercept:g}"
     raise ScanError(f"{span} with the source's {rescale}: nothing was written. Clip them to the source's range first")
 
 
-def _found_again(scan: Scan, stored: np.ndarray, values: np.ndarray, pixel: _PixelFormat) -> np.ndarray:
-    """The padding that a reader of these stored values would find."""
+def _rescale(header: Any) -> tuple[float, float]:
+    return float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+
+
+def _stored(scan: Scan, values: np.ndarray, file: int, pixel: _PixelFormat) -> np.ndarray | None:
+    """Stored integers (F, H, W) of a file's frames; None where the format does not hold them, or where a reader would
+    find other padding in them."""
+    header, first = scan.origin.headers[file], sum(scan.origin.frames[:file])
+    part, (slope, intercept) = slice(first, first + scan.origin.frames[file]), _rescale(header)
+    stored = np.rint((values[part].astype(np.float64) - intercept) / slope)
+    padding = np.zeros(stored.shape, bool) if scan.padding is None else scan.padding[part].numpy()
+    stored[padding] = PADDING_MOVED if pixel.padding_moved else scan.origin.stored_padding[file]
+    low, high = pixel.limits
+    if stored.min() < low or stored.max() > high:
+        return None
+    stored = stored.astype(np.int64)
     if pixel.padding_moved:
-        return stored == PADDING_MOVED
-    how = pixel.allocated, pixel.stored, pixel.signed
-    parts = zip(np.split(stored, np.cumsum(scan.origin.frames)[:-1]), scan.origin.headers, strict=True)
-    found = np.concatenate([declared_padding(part, h, padding_bits(h, *how), pixel.signed) for part, h in parts])
-    return found | undeclared_padding(stored, values) if scan.scale == "HU" else found
+        found = stored == PADDING_MOVED
+    else:
+        bits = padding_bits(header, pixel.allocated, pixel.stored, pixel.signed)
+        found = declared_padding(stored, header, bits, pixel.signed)
+        if scan.scale == "HU":
+            found |= undeclared_padding(stored, stored * slope + intercept)
+    return stored if np.array_equal(found, padding) else None
 
 
 def _derive(header: Any, elements: dict[str, Any], derivation: tuple[str, str] | None) -> Any:

@@ -62,13 +62,7 @@ class Scan:
         index = list(slices)
         origin = self.origin
         if isinstance(origin, DicomOrigin) and all(frames == 1 for frames in origin.frames):
-            stored = None
-            if self.padding is not None:
-                volume = np.zeros(self.values.shape, np.int64)
-                volume[self.padding.numpy()] = origin.stored_padding
-                stored = volume[index][self.padding[index].numpy()]
-            headers, texts = ([of_each[i] for i in index] for of_each in (origin.headers, origin.texts))
-            origin = DicomOrigin(headers, [1] * len(index), stored, texts)
+            origin = DicomOrigin(*([of_each[i] for i in index] for of_each in vars(origin).values()))
         elif len(index) != len(self.values):
             origin = None
 
@@ -88,12 +82,13 @@ class Scan:
 
 @dataclass
 class DicomOrigin:
-    """Headers (pydicom datasets without pixels) and how many slices each of them covers, in slice order."""
+    """Of each file, in slice order: its header (a pydicom dataset without pixels), how many slices it holds, the stored
+    values of its padded pixels in the order of a boolean index, and the bytes of its text that is no ASCII."""
 
     headers: list[Any]
     frames: list[int]
-    stored_padding: np.ndarray | None  # the stored values of the padded pixels, in boolean-index order
-    texts: list[dict[int, bytes]]  # of each header, the bytes of what is no ASCII
+    stored_padding: list[np.ndarray]
+    texts: list[dict[int, bytes]]
 
 
 @dataclass
@@ -107,27 +102,28 @@ class NiftiOrigin:
 
 
 def fill_padding(values: np.ndarray, padding: np.ndarray, scale: str) -> dict[str, Any]:
-    """Arguments of a :class:`Scan`: padded pixels become air (HU) or the smallest measured value (arbitrary scale)."""
-    if padding.any():
-        measured = values[~padding]
-        fill = AIR_HU if scale == "HU" else measured.min() if measured.size else 0.0
-        values = np.where(padding, fill, values)
-    mask = torch.from_numpy(padding) if padding.any() else None
-    return {"values": torch.from_numpy(values.astype(np.float32)), "scale": scale, "padding": mask}
+    """Arguments of a :class:`Scan`: padded pixels become air (HU) or the smallest measured value (arbitrary scale).
+
+    Values that are float32 already are changed in place.
+    """
+    values, any_padding = values.astype(np.float32, copy=False), padding.any()
+    if any_padding:
+        smallest = AIR_HU if scale == "HU" else values.min(where=~padding, initial=np.inf)
+        values[padding] = smallest if np.isfinite(smallest) else 0.0
+    mask = torch.from_numpy(padding) if any_padding else None
+    return {"values": torch.from_numpy(values), "scale": scale, "padding": mask}
 
 
 def check_values(scan: Scan, values: torch.Tensor) -> np.ndarray:
-    """Values to write for ``scan``: (D, H, W) or (D, 1, H, W), finite where not padding; as float64."""
-    array = torch.as_tensor(values).detach().cpu().to(torch.float64).numpy()
+    """Values to write for ``scan``, (D, H, W) or (D, 1, H, W), as (D, H, W); finite where not padding."""
+    array = torch.as_tensor(values).detach().cpu().numpy()
     if array.ndim == 4 and array.shape[1] == 1:
         array = array[:, 0]
     if array.shape != tuple(scan.values.shape):
         shapes = f"{tuple(values.shape)}, but the scan they come from is {tuple(scan.values.shape)}"
         raise ShapeError(f"values to write are {shapes}: one value for each of its pixels is needed")
-    finite = np.isfinite(array)
-    if scan.padding is not None:
-        finite |= scan.padding.numpy()
-        array = np.where(scan.padding.numpy(), 0.0, array)
-    if not finite.all():
-        raise ScanError(f"{(~finite).sum()} of the values to write are not finite: nothing was written")
+    padding = [False] * len(array) if scan.padding is None else scan.padding.numpy()
+    infinite = sum(int((~(np.isfinite(part) | pad)).sum()) for part, pad in zip(array, padding, strict=True))
+    if infinite:
+        raise ScanError(f"{infinite} of the values to write are not finite: nothing was written")
     return array

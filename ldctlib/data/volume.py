@@ -30,9 +30,9 @@ class Piece:
 
     file: Path
     header: Any
-    values: np.ndarray  # float64 (F, H, W)
+    values: np.ndarray  # float32 (F, H, W)
     padding: np.ndarray  # bool (F, H, W)
-    stored: np.ndarray  # integers (F, H, W), with the bits that padding is compared in
+    stored_padding: np.ndarray  # integers, of the padded pixels
     scale: str
     origin_mm: np.ndarray | None  # (3,) ImagePositionPatient
     axes: np.ndarray | None  # (3, 3) unit vectors: along a row, down a column, normal
@@ -58,15 +58,13 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
     if tilt > 0.1:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the stack of slices is sheared")
     spacing = _spacing(first, step, notes)
-    padding = np.concatenate([piece.padding for piece in pieces])
-    stored = None
-    if padding.any():
-        stored = np.concatenate([piece.stored for piece in pieces])[padding].astype(np.int64)
     headers, frames = [piece.header for piece in pieces], [len(piece.values) for piece in pieces]
     placed = set(frames) == {1} and all(piece.axes is not None for piece in pieces)
     kernel = first.header.get("ConvolutionKernel") or []
+    stored, texts = ([getattr(piece, name) for piece in pieces] for name in ("stored_padding", "text"))
+    values, padding = (_joined(pieces, name) for name in ("values", "padding"))
     return Scan(
-        **fill_padding(np.concatenate([piece.values for piece in pieces]), padding, first.scale),
+        **fill_padding(values, padding, first.scale),
         spacing_mm=spacing,
         modality=str(first.header.Modality),
         patient_id=str(first.header.get("PatientID") or ""),
@@ -79,8 +77,19 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
         tilt_deg=tilt,
         notes=tuple(notes),
         source_files=tuple(piece.file for piece in pieces),
-        origin=DicomOrigin(headers, frames, stored, [piece.text for piece in pieces]),
+        origin=DicomOrigin(headers, frames, stored, texts),
     )
+
+
+def _joined(pieces: list[Piece], name: str) -> np.ndarray:
+    """One array of all pieces, which give theirs up: of a long series memory holds one copy."""
+    parts = [getattr(piece, name) for piece in pieces]
+    out, first = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype), 0
+    for i, piece in enumerate(pieces):
+        out[first : (first := first + len(parts[i]))] = parts[i]
+        parts[i] = None
+        setattr(piece, name, None)
+    return out
 
 
 def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[Piece]:
