@@ -1,4 +1,4 @@
-"""``python -m ldctlib course|test|lab|train|bench|notebooks|generate``: every job of this repository."""
+"""``python -m ldctlib course|test|lab|train|bench|notebooks|denoise|generate``: every job of this repository."""
 
 from __future__ import annotations
 
@@ -84,6 +84,12 @@ def generate(args: argparse.Namespace) -> int:
     return series.main(args.rest)
 
 
+def denoise(args: argparse.Namespace) -> int:
+    from ldctlib import denoise
+
+    return denoise.main(args.rest)
+
+
 def measure_speed(args: argparse.Namespace) -> int:
     """Every script of tests/benchmarks, one after the other, alone on the machine's cores."""
     worst = 0
@@ -120,6 +126,8 @@ def parser() -> argparse.ArgumentParser:
     recipes = "the recipes behind the shipped checkpoints; more arguments go to python -m ldctlib.recipes"
     add("train", train, recipes, add_help=False)
     add("bench", measure_speed, "speed")
+    own = "a scan, or a folder of them, denoised and written as a derived one; --help says how"
+    add("denoise", denoise, own, add_help=False)
     synthetic = "CT images of a mask at a dose, by a trained generator; --help says how"
     add("generate", generate, synthetic, add_help=False)
     return main_parser
@@ -127,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args, rest = parser().parse_known_args(arguments)
-    if rest and args.job not in ("test", "lab", "train", "generate"):
+    if rest and args.job not in ("test", "lab", "train", "denoise", "generate"):
         parser().error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
     try:

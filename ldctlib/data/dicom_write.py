@@ -37,6 +37,7 @@ def write_derived(
     description: str,
     series_description: str | None = None,
     derivation: tuple[str, str] | None = ("113087", "Smoothing"),
+    begun: datetime.datetime | None = None,
 ) -> list[Path]:
     """Write ``values`` as a new DICOM series derived from ``scan``; all files or none.
 
@@ -45,6 +46,7 @@ def write_derived(
     description : what was done, in words: goes to DerivationDescription
     series_description : what a reader sees in the list of series; default: the source's, then "description"
     derivation : DICOM's code and meaning of what was done, or None
+    begun : when, with its zone: equal scans, descriptions and times then make equal files, UIDs included
 
     Pixels are rounded to the source's own rescale slope and intercept, so reading them back differs by half
     a stored unit at most, and padded pixels get their stored value back. Where values do not fit the source's
@@ -60,13 +62,18 @@ def write_derived(
     if not description.strip():
         raise ParameterError("write_derived needs a description of what was done to the images")
     array = check_values(scan, values)
+    told = None if begun is None else [begun.isoformat(), description, *map(str, scan.source_files)]
+
+    def uid(part: str) -> str:
+        return generate_uid(entropy_srcs=told and [*told, part])
+
     pixel, headers = _pixel_format(scan, array), scan.origin.headers
     shared = {
         "DerivationDescription": description.strip()[:1024],
         "SeriesDescription": (series_description or f"{scan.description} {description}".strip())[:64],
-        "SeriesInstanceUID": generate_uid(),
+        "SeriesInstanceUID": uid("series"),
         # a study that was anonymised away still needs one UID for all of its images
-        "StudyInstanceUID": headers[0].get("StudyInstanceUID") or generate_uid(),
+        "StudyInstanceUID": headers[0].get("StudyInstanceUID") or uid("study"),
     }
     # the source's numbers where each image has its own, so that viewers keep its order
     numbers = instance_numbers(headers) or range(1, len(headers) + 1)
@@ -77,7 +84,7 @@ def write_derived(
         with whole_folder(folder) as work:
             for index, (header, text) in enumerate(zip(headers, scan.origin.texts, strict=True)):
                 own = {k: fitting(v, header) for k, v in shared.items()} | {"InstanceNumber": numbers[index]}
-                dataset = _derive(header, own, derivation)
+                dataset = _derive(header, own | {"SOPInstanceUID": uid(str(index))}, derivation, begun)
                 restore_text(dataset, text, header, but=own)
                 _set_pixels(dataset, _stored(scan, array, index, pixel), pixel)
                 file = work / f"{index + 1:04d}.dcm"
@@ -187,10 +194,12 @@ def _stored(scan: Scan, values: np.ndarray, file: int, pixel: _PixelFormat) -> n
     return stored if np.array_equal(found, padding) else None
 
 
-def _derive(header: Any, elements: dict[str, Any], derivation: tuple[str, str] | None) -> Any:
+def _derive(
+    header: Any, elements: dict[str, Any], derivation: tuple[str, str] | None, begun: datetime.datetime | None
+) -> Any:
     """A copy of the source's header with these elements, made to say what the new image is."""
     from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
     dataset = _decoded_copy(header)
     dataset.remove_private_tags()
@@ -201,7 +210,6 @@ def _derive(header: Any, elements: dict[str, Any], derivation: tuple[str, str] |
         setattr(dataset, keyword, value)
     source_class = header.get("SOPClassUID")
     dataset.SOPClassUID = source_class or (CTImageStorage if header.Modality == "CT" else MRImageStorage)
-    dataset.SOPInstanceUID = generate_uid()
     dataset.SeriesNumber = _series_number(header)
     kind = list(header.get("ImageType") or [])
     plane = kind[2] if len(kind) > 2 else {"CT": "AXIAL", "MR": "OTHER"}[header.Modality]
@@ -212,7 +220,7 @@ def _derive(header: Any, elements: dict[str, Any], derivation: tuple[str, str] |
         dataset.SourceImageSequence = [_reference(dataset.SOPClassUID, header.SOPInstanceUID)]
     else:
         dataset.pop("SourceImageSequence", None)  # names the source's own sources, which are not ours
-    now = _now(header)
+    now = _time(header, begun)
     dataset.InstanceCreationDate = dataset.ContentDate = now[:8]
     dataset.InstanceCreationTime = dataset.ContentTime = now[8:]
     before = header.get("ContributingEquipmentSequence") or []
@@ -302,11 +310,11 @@ def _equipment(description: str, now: str) -> Any:
     return item
 
 
-def _now(header: Any) -> str:
-    """YYYYMMDDHHMMSS in the zone that the source's own times are in."""
+def _time(header: Any, begun: datetime.datetime | None) -> str:
+    """YYYYMMDDHHMMSS in the zone that the source's own times are in; now unless told."""
     offset = str(header.get("TimezoneOffsetFromUTC") or "")
     zone = None
     if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
         minutes = int(offset[1:3]) * 60 + int(offset[3:])
         zone = datetime.timezone(datetime.timedelta(minutes=-minutes if offset[0] == "-" else minutes))
-    return datetime.datetime.now(zone).strftime("%Y%m%d%H%M%S")
+    return (datetime.datetime.now(zone) if begun is None else begun.astimezone(zone)).strftime("%Y%m%d%H%M%S")
