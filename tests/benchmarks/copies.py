@@ -47,9 +47,8 @@ def main() -> None:
     print(f"| unseen patients | {parts[0].distances.median():.2f} | {parts[0].distances.min():.2f} | | |")
     for name, own in zip(sets, parts[1:], strict=True):
         c = copies(own, parts[0])
-        print(
-            f"| {name} | {own.distances.median():.2f} | {own.distances.min():.2f} | {len(c.suspects)} | {c.nearer:.2f} |"
-        )
+        near = f"{own.distances.median():.2f} | {own.distances.min():.2f}"
+        print(f"| {name} | {near} | {len(c.suspects)} | {c.nearer:.2f} |")
 
 
 if __name__ == "__main__":
