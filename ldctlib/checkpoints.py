@@ -305,6 +305,14 @@ def find(name: str, *, sha256: str | None = None, folders: Sequence[str | Path] 
     )
 
 
+def exists(name: str) -> bool:
+    """Whether :func:`find` finds a checkpoint of this name."""
+    try:
+        return bool(find(name))
+    except CheckpointError:
+        return False
+
+
 def load_published(path: str | Path, model: nn.Module, *, rename: Callable[[str], str] | None = None) -> dict[str, Any]:
     """Load a published ``.pt`` file into ``model`` without unpickling code; returns what else the file says.
 

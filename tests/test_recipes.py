@@ -124,7 +124,7 @@ def test_published_numbers_of_man():
 NOT_SHIPPED = ("tiny", "man_start", "vqgan_start", "redcnn_start", "esaunet_start", "wgan_vgg_redcnn", "dugan_redcnn")
 NOT_SHIPPED += ("transunet",)  # it is trained on arrays, to compare data
 NOT_SHIPPED += ("na_natural",)  # of photographs: the variants start from it
-NOT_SHIPPED += ("na_base", "na_diff_f_sum", "seg_diff")  # controlnet holds the first; the others are not trained yet
+NOT_SHIPPED += ("na_base", "na_diff_f_sum")  # controlnet holds the first; the other is not trained yet
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in NOT_SHIPPED])

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldctlib import generators
+from ldctlib import checkpoints, generators
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.nps import nps
 from ldctlib.data.anatomy_masks import CLASSES, LIVER, TABLES
@@ -329,7 +329,9 @@ def run(
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark.synthesis", description=__doc__.splitlines()[0])
-    parser.add_argument("--generators", help="names, or name:path=FILE; all that the cases suffice for by default")
+    parser.add_argument(
+        "--generators", help="names, or name:path=FILE; by default all that ship and that the cases suffice for"
+    )
     parser.add_argument("--patients", type=int, default=32, help="of 8 slices each")
     parser.add_argument("--data", help="a folder of labelled scans, whose test patients take the phantoms' place")
     parser.add_argument("--slices", type=int, default=500, help="of these scans")
@@ -339,7 +341,8 @@ def main() -> int:
     parser.add_argument("--json", help="write the scores to this file")
     options = parser.parse_args()
     try:
-        named = options.generators or ",".join(OF_MASKS if options.data else generators.GENERATORS)
+        known = OF_MASKS if options.data else generators.GENERATORS
+        named = options.generators or ",".join(name for name in known if checkpoints.exists(name))
         pairs = [entry.partition(":path=") for entry in named.split(",")]
         if options.data is None:
             cases, others = (Cases.of_phantoms(options.patients, seed=options.seed + i) for i in range(2))
