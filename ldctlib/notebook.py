@@ -123,6 +123,8 @@ def check_multiple(name: str, value: Any, of: int, least: int = 1) -> None:
 
 
 def _find_data(data: str | os.PathLike, profile: Profile) -> str | Path:
+    if isinstance(data, int) and not isinstance(data, bool):
+        data = str(data)  # a folder's name, which papermill takes for a number
     if data in profile.data:
         return data
     embedded = f"{', '.join(profile.data)}, or " if profile.data else ""

@@ -121,6 +121,14 @@ def test_a_misspelt_injected_name_is_found_in_the_kernels_record(tmp_path, monke
     assert notebook.parameters("nb", out=tmp_path, seed=3).seed == 3
 
 
+def test_a_folder_may_be_named_by_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2016").mkdir()
+    assert notebook.parameters("08_your_own_scans", out="o", data=2016).data.resolve() == tmp_path / "2016"
+    with pytest.raises(ParameterError, match="data='2017' does not exist"):
+        notebook.parameters("08_your_own_scans", out="o", data=2017)
+
+
 @pytest.mark.parametrize("writer", ["file", "folder"])
 def test_what_the_system_refuses_is_named_and_leaves_nothing(tmp_path, writer):
     (tmp_path / "file").write_text("x")
