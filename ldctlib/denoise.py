@@ -28,7 +28,7 @@ from ldctlib.data.dicom_write import write_derived
 from ldctlib.data.nifti import is_volume_file, volume_stem, write_nifti
 from ldctlib.data.scan import DicomOrigin, NiftiOrigin, Scan
 from ldctlib.errors import LdctError, ParameterError, ScanError
-from ldctlib.files import whole_file, write_json
+from ldctlib.files import is_taken, whole_file, write_json
 from ldctlib.methods.denoiser import STRENGTHS, LoadedMethod
 from ldctlib.precision import resolve_device
 
@@ -135,12 +135,12 @@ def plan(source: Path, out: Path, series_uid: str | None = None) -> Iterator[Job
 
 def finish(job: Job, denoise: LoadedMethod, settings: dict[str, Any], *, progress: bool = False) -> list[Path]:
     """Denoise one scan from where it was left, and write it."""
-    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+    if is_taken(job.out):
         raise ScanError(f"{job.out} exists: name another place, nothing is overwritten")
     scan = _read(job, settings)
     images = scan.images_hu()
-    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in job.source]
-    told = settings | dict(files=[list(file) for file in files], out=str(job.out.absolute()))
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in job.source]
+    told = settings | dict(files=files, out=str(job.out.absolute()))
     state = job.scratch / "state.json"
     if state.exists():
         begun = json.loads(state.read_text("utf-8"))
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of methods that draw")
     parser.add_argument("--device", default="auto")
     a = parser.parse_args(arguments)
-    how = dict(method=a.method, strength=_number(a.strength), scale=a.scale, series_uid=a.series, seed=a.seed)
+    how = dict(method=a.method, strength=a.strength, scale=a.scale, series_uid=a.series, seed=a.seed)
     try:
         files = denoise_scan(a.source, a.out, allow_gaps=a.allow_gaps, device=a.device, progress=True, **how)
     except LdctError as error:
@@ -216,13 +216,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(f"{len(files)} file(s) in {a.out}. Derived images, not for diagnosis.")
     return 0
-
-
-def _number(text: str | None) -> str | float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ def _placed(path: Path) -> Iterator[None]:
         raise
 
 
+def is_taken(path: Path) -> bool:
+    """Whether a file or a folder that is not empty lies there."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def make_folder(out: str | os.PathLike) -> Path:
     """The folder, made if needed and fit to write to. Raises ParameterError."""
     path = Path(out).expanduser()

@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--split divides the patients of a folder: give --real")
     try:
         names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
-        resolve_device(options.device)
+        device = resolve_device(options.device)
         if options.json is not None:
             make_folder(options.json.parent)
-        loaded = {name: registry.from_spec(name, device=options.device) for name in names}
+        loaded = {name: registry.from_spec(name, device=device) for name in names}
         if options.real:
             pairs = open_collection(options.real)
             if options.split:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cases = phantom_cases(seeds, options.doses, **look)
         given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
         given["baseline"] = options.baseline
-        result = run(loaded, cases, window=SOFT_TISSUE, device=options.device, **given)
+        result = run(loaded, cases, window=SOFT_TISSUE, device=device, **given)
         if options.record:
             record(result)
     except LdctError as error:

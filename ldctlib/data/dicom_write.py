@@ -16,7 +16,7 @@ from ldctlib.data.dicom_text import fitting, restore_text
 from ldctlib.data.scan import DicomOrigin, Scan, check_values
 from ldctlib.data.volume import instance_numbers
 from ldctlib.errors import LdctError, ParameterError, ScanError
-from ldctlib.files import whole_folder
+from ldctlib.files import is_taken, whole_folder
 
 PADDING_MOVED = -32768
 """Where padding goes when the values need the number that the source used for it."""
@@ -78,7 +78,7 @@ def write_derived(
     # the source's numbers where each image has its own, so that viewers keep its order
     numbers = instance_numbers(headers) or range(1, len(headers) + 1)
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_taken(folder):
         raise ScanError(f"{folder} exists and is not an empty folder: name a new one for the derived series")
     try:
         with whole_folder(folder) as work:

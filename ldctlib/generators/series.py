@@ -16,6 +16,7 @@ from ldctlib.data.dicom_write import write_synthetic
 from ldctlib.data.nifti import write_nifti
 from ldctlib.data.scan import Scan
 from ldctlib.errors import ParameterError
+from ldctlib.files import is_taken
 from ldctlib.generators.registry import FULL_DOSE_SD_HU, GENERATORS, load
 
 SIDE = 256
@@ -78,7 +79,7 @@ def generate_series(
     if not 0 < dose <= 1:
         raise ParameterError(f"dose is a fraction of full dose in (0, 1], got {dose}")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_taken(out):
         raise ParameterError(f"{out} exists and is not an empty folder: name a new one for the synthetic series")
     mask, scan = read_mask(mask_file, ids)
     spacing = (1.0, pixel_mm, pixel_mm) if pixel_mm is not None else scan.spacing_mm

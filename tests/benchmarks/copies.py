@@ -36,8 +36,9 @@ def main() -> None:
     cases, others = (Cases.of_phantoms(options.patients, seed=9_850_001 + i) for i in range(2))
     loaded = {name: generators.load(name) for name in options.generators.split(",")}
     sets = {name: images_of(generate, cases)[0] for name, generate in loaded.items()}
-    unseen, _ = round_trip(next(iter(loaded.values())).pipeline, others)
-    sets["other unseen patients"], _ = round_trip(next(iter(loaded.values())).pipeline, cases)
+    pipeline = next(iter(loaded.values())).pipeline
+    unseen, _ = round_trip(pipeline, others)
+    sets["other unseen patients"], _ = round_trip(pipeline, cases)
     n = len(unseen)
     found = nearest_training(torch.cat([unseen, *sets.values()]), training_images(options.images), SOFT_TISSUE)
     parts = [type(found)(*(values[i : i + n] for values in found)) for i in range(0, len(found.indices), n)]
