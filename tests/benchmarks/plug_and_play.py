@@ -14,7 +14,7 @@ import subprocess
 import sys
 from itertools import islice
 
-from tests.benchmarks.bench_man import between_steps, peak_mib
+from tests.benchmarks.man import between_steps, peak_mib
 
 BARE = "DDIM, no measurement"
 SAMPLERS = {  # name -> what is measured, sampler, steps of a slice

@@ -1,6 +1,6 @@
 """Does synthetic CT help a segmenter (NA-Diff, Table 6)? Real slices against real and synthetic ones.
 
-    python -m tests.benchmarks.downstream [--generator na_diff_spatial] [--steps 400] [--seeds 3] [--json FILE]
+    python -m tests.experiments.downstream [--generator na_diff_spatial] [--steps 400] [--seeds 3] [--json FILE]
 
 Few patients are scanned at the six doses. Their slices alone train a segmenter, or they and as many again for each of
 ``--factor``: synthetic images of other patients' masks at all doses, or, as what one would wish for, those patients'

@@ -1,7 +1,7 @@
 """MAN's speed: one table from one run, every method in a process of its own, autoencoder included.
 
-    python -m tests.benchmarks.bench_man
-    python -m tests.benchmarks.bench_man --size 128 --quick         # does it run?
+    python -m tests.benchmarks.man
+    python -m tests.benchmarks.man --size 128 --quick         # does it run?
 
 The pixel DDPM's 1000 ancestral steps are timed on a few and multiplied. Speed does not depend on weights: where a
 checkpoint is missing, random ones stand in, and the table says so.
@@ -230,7 +230,7 @@ def in_own_process(task: str, a: argparse.Namespace, folder: Path) -> dict:
     command = [
         sys.executable,
         "-m",
-        "tests.benchmarks.bench_man",
+        "tests.benchmarks.man",
         "--task",
         task,
         "--size",

@@ -1,6 +1,6 @@
 """Are images of the generators copies of training images? Each one's nearest training image, beside an unseen scan's.
 
-    python -m tests.benchmarks.copies [--generators na_diff_f,na_diff_spatial] [--patients 8] [--images 8192]
+    python -m tests.experiments.copies [--generators na_diff_f,na_diff_spatial] [--patients 8] [--images 8192]
 
 The training images are those that the recipes encode. Unseen are scans of other patients, through the autoencoder so
 that they are as smooth as samples are.

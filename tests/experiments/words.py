@@ -1,7 +1,7 @@
 """Which words the shipped CLIP knows, on phantoms of unseen patients and on a real abdomen with organ masks.
 
-python -m tests.benchmarks.words                          every word, phantoms
-LDCT_REAL_DATA=folder python -m tests.benchmarks.words    and the folder's ct/abdomen_series
+python -m tests.experiments.words                          every word, phantoms
+LDCT_REAL_DATA=folder python -m tests.experiments.words    and the folder's ct/abdomen_series
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How well autoencoders reconstruct full-dose phantoms of unseen patients (LEDA, Table 4, left half).
 
-    python -m tests.benchmarks.reconstruction [--patients 40] [--autoencoders vqgan_learned,vqgan_vocabulary]
+    python -m tests.experiments.reconstruction [--patients 40] [--autoencoders vqgan_learned,vqgan_vocabulary]
 
 PSNR and SSIM with 95 % intervals by patient, distances of distributions in VGG-16's features (KD of relu3_3, FD of
 relu2_2: torchvision's weights must be in torch's cache), and how much of the vocabulary is in use.
@@ -20,7 +20,7 @@ from ldctlib.metrics.backbones import image_features
 from ldctlib.metrics.distribution import frechet_distance, kernel_distance
 from ldctlib.models.vqgan import VQGAN_RANGE
 from ldctlib.units import SOFT_TISSUE
-from tests.benchmarks.words import network, phantom_set
+from tests.experiments.words import network, phantom_set
 
 NAMES = "vqgan_learned,vqgan_vocabulary,vqgan_semantic"
 

@@ -1,6 +1,6 @@
 """Deep image prior over its iterations: distance to the truth, residual, time; where each way of stopping ends.
 
-python -m tests.benchmarks.dip --crop 128 --iterations 3000        (20 minutes of one core)
+python -m tests.experiments.dip --crop 128 --iterations 3000        (20 minutes of one core)
 """
 
 from __future__ import annotations

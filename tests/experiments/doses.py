@@ -1,6 +1,6 @@
 """Does noise follow the dose that was asked for, and does a judge of images see it (NA-Diff, Table 4)?
 
-    python -m tests.benchmarks.doses [--generators na_diff_b,na_diff_f,...] [--patients 24]
+    python -m tests.experiments.doses [--generators na_diff_b,na_diff_f,...] [--patients 24]
 
 One slice of each unseen phantom patient, at six doses with one seed. Of the noise in the liver: its standard deviation
 over the conditioned map's at each dose, the slope of its logarithm over the dose's (-1/2 for quantum noise) and the

@@ -1,6 +1,6 @@
 """The round trip of NA-Diff's latents on slices of unseen phantom patients: the ceiling of every variant.
 
-    python -m tests.benchmarks.noise_autoencoder [--checkpoint na_autoencoder] [--slices 48] [--seed 99]
+    python -m tests.experiments.noise_autoencoder [--checkpoint na_autoencoder] [--slices 48] [--seed 99]
 
 For each dose: noise drawn over noise scanned, whole and in each band of frequency, inside soft tissue; the noise-free
 image against the phantom's (PSNR in the window, mean absolute error); and organs' medians.

@@ -1,6 +1,6 @@
 """How far each sampler is from the exact posterior of a Gaussian prior, as a Markdown table.
 
-    python -m tests.benchmarks.gaussian_posterior
+    python -m tests.experiments.gaussian_posterior
 
 Every pixel is N(0, 1); y = A x + n with noise of .2, A the identity or means over 2 x 2 pixels. The predictor is exact,
 so what is left is the sampler. Of what is measured, A x: the slope of its mean in y, its variance about that, and how

@@ -1,6 +1,6 @@
 """noise_from_image beside the noise that is there: estimate over truth per kind of image, kernel and dose.
 
-    LDCT_REAL_DATA=... python tests/benchmarks/bench_noise_estimate.py [--short]
+    LDCT_REAL_DATA=... python -m tests.experiments.noise_estimate [--short]
 
 Phantoms: noise = dosed minus noise-free image of the same readings, whole slices and crops of them; the map beside the
 propagated one. Real pairs (where LDCT_REAL_DATA names scans): a low-dose image's standard deviation is
