@@ -1,6 +1,6 @@
 """Does synthetic CT help a segmenter (NA-Diff, Table 6)? Real slices against real and synthetic ones.
 
-    python -m tests.experiments.downstream [--generator na_diff_spatial] [--steps 400] [--seeds 3] [--json FILE]
+    python -m tests.experiments.downstream [--generator na_diff_spatial] [--steps 600] [--seeds 3] [--json FILE]
 
 Few patients are scanned at the six doses. Their slices alone train a segmenter, or they and as many again for each of
 ``--factor``: synthetic images of other patients' masks at all doses, or, as what one would wish for, those patients'
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=6, help="scanned, of 8 slices each")
     parser.add_argument("--factor", type=int, default=4, help="how many times as many are added")
     parser.add_argument("--test", type=int, default=24, help="unseen patients")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", help="write the scores to this file")
     options = parser.parse_args()
