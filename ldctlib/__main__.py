@@ -37,6 +37,21 @@ def threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS") or cores())
 
 
+def wait_for(command: list[str], **how) -> int:
+    """Run a child process and return its exit code. Ctrl-C reaches the child, too, which may still have a state to
+    write: this process waits for it, where ``subprocess.run`` would kill it."""
+    stopped = False
+    with subprocess.Popen(command, **how) as child:
+        while child.returncode is None:
+            try:
+                child.wait()
+            except KeyboardInterrupt:
+                stopped = True
+    if stopped:
+        raise KeyboardInterrupt
+    return child.returncode
+
+
 def run_course(args: argparse.Namespace) -> int:
     from ldctlib import course
 
@@ -63,19 +78,19 @@ def run_tests(args: argparse.Namespace) -> int:
     nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300", "--dist", "loadscope"]
     units, notebooks = ["--dist", "worksteal", "tests", *args.rest], [*nbval, "-p", "no:cacheprovider", "notebooks"]
     jobs = [*pytest, *units], [*pytest, *notebooks]
-    codes = [subprocess.run(job, cwd=ROOT, env=environment(threads=1)).returncode for job in jobs]
+    codes = [wait_for(job, cwd=ROOT, env=environment(threads=1)) for job in jobs]
     return max(abs(code) for code in codes)
 
 
 def open_lab(args: argparse.Namespace) -> int:
     env = {**environment(threads=threads()), "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "")}
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env).returncode
+    return wait_for([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env)
 
 
 def train(args: argparse.Namespace) -> int:
     """All recipes, or the named ones; what the options mean is said by the recipes' own command line."""
     command = [sys.executable, "-m", "ldctlib.recipes", *args.rest]
-    return subprocess.run(command, cwd=ROOT, env={**QUIET_OPENMP, **os.environ}).returncode
+    return wait_for(command, cwd=ROOT, env={**QUIET_OPENMP, **os.environ})
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -95,7 +110,7 @@ def measure_speed(args: argparse.Namespace) -> int:
     worst = 0
     for path in sorted((ROOT / "tests" / "benchmarks").glob("[!_]*.py")):
         print(f"== {path.stem}", flush=True)
-        code = subprocess.run([sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads())).returncode
+        code = wait_for([sys.executable, str(path)], cwd=ROOT, env=environment(threads=threads()))
         worst = max(worst, abs(code))
     return worst
 
@@ -145,6 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
     except LdctError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -87,6 +87,15 @@ def make_folder(out: str | os.PathLike) -> Path:
     return path
 
 
+def file_to_write(path: str | os.PathLike) -> Path:
+    """``path``, to be written when all is done. Raises ParameterError now if its folder does not take a file."""
+    path = Path(path).expanduser()
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent} that can be written to"
+        raise ParameterError(f"{path} cannot be written: {why}")
+    return path
+
+
 def write_whole(path: str | Path, content: bytes | str) -> Path:
     """Write a file that appears whole or not at all; text in UTF-8."""
     with whole_file(path) as scratch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from ldctlib import __main__ as command_line
+from ldctlib.benchmark import __main__ as benchmark
+from ldctlib.benchmark import synthesis
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +44,42 @@ def test_what_no_job_takes_is_refused(capsys):
 def test_an_error_of_the_library_is_a_line_and_a_code(capsys):
     assert command_line.main(["course", "--only", "99"]) == 2
     assert capsys.readouterr().err.startswith("error: --only 99: there are notebooks 01")
+
+
+CHILD = """
+import signal, sys, time
+def late(*_):
+    time.sleep(1)  # longer than subprocess.run would wait
+    open(sys.argv[1], "w").write("state")
+    sys.exit(130)
+signal.signal(signal.SIGINT, late)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no process groups")
+def test_ctrl_c_leaves_a_child_the_time_for_its_state(tmp_path):
+    # a shell's background job ignores the interrupt, and so would its children
+    parent = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    parent += "from ldctlib.__main__ import wait_for; wait_for([sys.executable, '-c', *sys.argv[1:]])"
+    command = [sys.executable, "-c", parent, CHILD, str(tmp_path / "state")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (tmp_path / "state").read_text() == "state" and "KeyboardInterrupt" in errors and process.returncode != 0
+
+
+@pytest.mark.parametrize("module", [benchmark, synthesis])
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(module, tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    for path, why in ((tmp_path / "absent" / "x.json", "no folder"), (tmp_path / "folder", "it is a folder")):
+        monkeypatch.setattr(sys, "argv", ["benchmark", "--patients", "1", "--json", str(path)])
+        try:
+            code = module.main()
+        except SystemExit as end:
+            code = end.code
+        assert code == 2 and why in capsys.readouterr().err

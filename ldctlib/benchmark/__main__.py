@@ -14,7 +14,7 @@ from ldctlib.benchmark.run import run
 from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
 from ldctlib.errors import LdctError
-from ldctlib.files import make_folder
+from ldctlib.files import file_to_write
 from ldctlib.phantom.patient import ANATOMIES
 from ldctlib.precision import resolve_device
 from ldctlib.units import SOFT_TISSUE
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
         device = resolve_device(options.device)
         if options.json is not None:
-            make_folder(options.json.parent)
+            file_to_write(options.json)
         loaded = {name: registry.from_spec(name, device=device) for name in names}
         if options.real:
             pairs = open_collection(options.real)
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             record(result)
     except LdctError as error:
         parser.exit(2, f"{type(error).__name__}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; nothing is kept\n")
     result.report(options.json, intervals=not options.no_intervals)
     return 0
 

@@ -34,7 +34,7 @@ from ldctlib.data.labelled import liver_slices
 from ldctlib.data.six_dose import DOSES, scanned_slices
 from ldctlib.data.splits import split
 from ldctlib.errors import LdctError, ParameterError, ScanError
-from ldctlib.files import write_json
+from ldctlib.files import file_to_write, write_json
 from ldctlib.generators.registry import streams
 from ldctlib.metrics.backbones import Features, image_features
 from ldctlib.metrics.distribution import Distance, frechet_distance, kernel_distance, mmd, precision_recall
@@ -341,6 +341,8 @@ def main() -> int:
     parser.add_argument("--json", help="write the scores to this file")
     options = parser.parse_args()
     try:
+        if options.json:
+            file_to_write(options.json)
         known = OF_MASKS if options.data else generators.GENERATORS
         named = options.generators or ",".join(name for name in known if checkpoints.exists(name))
         pairs = [entry.partition(":path=") for entry in named.split(",")]
@@ -361,6 +363,9 @@ def main() -> int:
     except LdctError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing is kept", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
                 )
     except LdctError as error:
         parser.exit(2, f"{type(error).__name__}: {error}\n")
+    except KeyboardInterrupt as stop:
+        parser.exit(130, f"stopped {stop or 'before a state was written'}; the same command goes on from a state\n")
 
 
 if __name__ == "__main__":
