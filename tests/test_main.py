@@ -39,4 +39,16 @@ def test_what_no_job_takes_is_refused(capsys):
 
 def test_an_error_of_the_library_is_a_line_and_a_code(capsys):
     assert command_line.main(["course", "--only", "99"]) == 2
-    assert capsys.readouterr().err.startswith("error: --only 99: there are notebooks 01")
+    assert capsys.readouterr().err.startswith("error: --only 99: there are notebooks 00, 01")
+
+
+def test_the_lab_opens_at_the_start_page(monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        command_line.subprocess,
+        "run",
+        lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0),
+    )
+    assert command_line.main(["lab", "--no-browser"]) == 0
+    assert commands[0][1:] == ["-m", "jupyterlab", str(ROOT / "notebooks" / "00_start_here.ipynb"), "--no-browser"]
+    assert command_line.START.is_file()
