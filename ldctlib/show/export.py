@@ -30,7 +30,7 @@ def figures(notebook: Any) -> list[tuple[Any, str]]:
         if cell.cell_type == "markdown":
             prose = re.sub(r"^```.*?^```", "", cell.source, flags=re.M | re.S)  # a comment in a shell is no heading
             for line in re.findall(r"^#{1,3} +(.+)$", prose, flags=re.M):
-                heading = re.sub(r"[$*`_]|\s*\(\d+ minutes?\)\s*$", "", line).strip()
+                heading = re.sub(r"^\d+\. |[$*`_]|\s*\(\d+ minutes?\)\s*$", "", line).strip()
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 found.append((output, f"Figure {len(found) + 1}" + (f": {heading}" if heading else "")))
