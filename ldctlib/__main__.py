@@ -71,7 +71,8 @@ def run_tests(args: argparse.Namespace) -> int:
 def open_lab(args: argparse.Namespace) -> int:
     """JupyterLab on the folder of the notebooks, with the start page open."""
     env = {**environment(threads=threads()), "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "")}
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(START), *args.rest], env=env).returncode
+    page = f"--LabApp.default_url=/lab/tree/{START.name}"  # also in the address that is printed
+    return subprocess.run([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), page, *args.rest], env=env).returncode
 
 
 def train(args: argparse.Namespace) -> int:

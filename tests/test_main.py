@@ -50,5 +50,11 @@ def test_the_lab_opens_at_the_start_page(monkeypatch):
         lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0),
     )
     assert command_line.main(["lab", "--no-browser"]) == 0
-    assert commands[0][1:] == ["-m", "jupyterlab", str(ROOT / "notebooks" / "00_start_here.ipynb"), "--no-browser"]
+    assert commands[0][1:] == [
+        "-m",
+        "jupyterlab",
+        str(ROOT / "notebooks"),
+        "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
+        "--no-browser",
+    ]
     assert command_line.START.is_file()
