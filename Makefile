@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 help:
 	@echo "make course     run the notebooks in order and write runs/workshop/index.html"
 	@echo "make test       unit tests, then every notebook under nbval"
-	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make lab        JupyterLab, at the map of the course"
 	@echo "make train      the recipes behind the shipped checkpoints"
 	@echo "make bench      speed"
 	@echo "make notebooks  re-execute the notebooks in place"

@@ -13,6 +13,7 @@ from ldctlib.profiles import PROFILES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+START = NOTEBOOKS / "00_start_here.ipynb"
 
 QUIET_OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "500"}
 QUIET_OPENMP |= {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # of glibc
@@ -83,8 +84,10 @@ def run_tests(args: argparse.Namespace) -> int:
 
 
 def open_lab(args: argparse.Namespace) -> int:
+    """JupyterLab on the folder of the notebooks, with the start page open."""
     env = {**environment(threads=threads()), "TQDM_DISABLE": os.environ.get("TQDM_DISABLE", "")}
-    return wait_for([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), *args.rest], env=env)
+    page = f"--LabApp.default_url=/lab/tree/{START.name}"  # also in the address that is printed
+    return wait_for([sys.executable, "-m", "jupyterlab", str(NOTEBOOKS), page, *args.rest], env=env)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -137,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     # those without help of their own pass all of their arguments on, --help too
     tests = "unit tests, then every notebook under nbval; more arguments go to the unit tests' pytest"
     add("test", run_tests, tests, add_help=False)
-    add("lab", open_lab, "JupyterLab on the notebooks; more arguments go to it", add_help=False)
+    add("lab", open_lab, "JupyterLab on the notebooks, at the start page; more arguments go to it", add_help=False)
     recipes = "the recipes behind the shipped checkpoints; more arguments go to python -m ldctlib.recipes"
     add("train", train, recipes, add_help=False)
     add("bench", measure_speed, "speed")

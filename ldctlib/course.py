@@ -24,7 +24,7 @@ from ldctlib.errors import ParameterError
 from ldctlib.files import make_folder, write_json, write_whole
 from ldctlib.notebook import COMMON, check_common, check_names
 from ldctlib.profiles import find_profile
-from ldctlib.show import page
+from ldctlib.show import export, page
 
 MAX_BYTES = 1_500_000  # of a committed notebook
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -117,8 +117,7 @@ def make_stable(notebook: Any) -> None:
         for key in ("execution", "papermill", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            widget = "application/vnd.jupyter.widget-view+json"
-            cell.outputs = [output for output in cell.outputs if widget not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if export.WIDGET not in output.get("data", {})]
             for output in cell.outputs:
                 _hide_addresses(output, "text")
                 _hide_addresses(output.get("data", {}), "text/plain", "text/html")
@@ -196,8 +195,8 @@ def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     from papermill.exceptions import PapermillExecutionError
 
     folder, executed = out / path.stem, out / path.name
-    record: dict[str, Any] = dict(name=path.stem, title=path.stem, profile=chosen["profile"], figures=[], metrics={})
-    record |= dict(status="failed", error="interrupted", seconds=0.0, html=False)
+    record: dict[str, Any] = dict(name=path.stem, title=path.stem, profile=chosen["profile"], figures=[], captions=[])
+    record |= dict(metrics={}, status="failed", error="interrupted", seconds=0.0, html=False)
     write_json(folder / "run.json", record)  # first: a run that is killed leaves files that the next one may replace
     error, start = "", time.perf_counter()
     try:
@@ -208,40 +207,39 @@ def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     except Exception as failure:  # a kernel that died or did not start: the page has to say so too
         error = f"{type(failure).__name__}: {failure}"
     record |= {"status": "failed" if error else "done", "error": error}
-    record |= {"seconds": round(time.perf_counter() - start, 2), "html": _export(executed)}
+    record |= {"seconds": round(time.perf_counter() - start, 2)}
     if executed.exists():
-        record["title"], record["figures"] = _extract(executed, folder)
+        record |= _extract(executed, folder)
     metrics = _read_json(folder / "metrics.json")
     record["metrics"] = metrics.get("metrics", metrics)
     write_json(folder / "run.json", record)
     return record
 
 
-def _extract(executed: Path, folder: Path) -> tuple[str, list[str]]:
-    """The notebook's title, and its figures as PNG files, relative to the run's folder."""
+def _extract(executed: Path, folder: Path) -> dict[str, Any]:
+    """The notebook's title, its figures as PNG files, relative to the run's folder, with captions, and its page."""
     import nbformat
 
     notebook = nbformat.read(executed, as_version=4)
     headings = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
     title = next((line.lstrip("# ").strip() for line in headings if line.startswith("# ")), executed.stem)
-    outputs = (output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
-    images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    images = export.figures(notebook)
     targets = (folder / "figures" / f"figure_{number:02d}.png" for number in itertools.count(1))
     free = (target for target in targets if not target.exists())
-    written = [write_whole(target, base64.b64decode(image)) for image, target in zip(images, free, strict=False)]
-    return title, [target.relative_to(folder.parent).as_posix() for target in written]
+    data = (base64.b64decode(output["data"]["image/png"]) for output, _ in images)
+    written = [write_whole(target, image) for image, target in zip(data, free, strict=False)]
+    figures = [target.relative_to(folder.parent).as_posix() for target in written]
+    html = _export(notebook, title, executed.with_suffix(".html"))
+    return {"title": title, "figures": figures, "captions": [caption for _, caption in images], "html": html}
 
 
-def _export(executed: Path) -> bool:
-    """Write the notebook as HTML beside it; a failure here is not a failure of the notebook."""
-    from nbconvert import HTMLExporter
-
+def _export(notebook: Any, title: str, target: Path) -> bool:
+    """Write the notebook as HTML; a failure here is not a failure of the notebook."""
     try:
-        html, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
+        write_whole(target, export.to_html(notebook, title))
     except Exception as failure:
         print(f"(no HTML: {failure})", end=" ")
         return False
-    write_whole(executed.with_suffix(".html"), html)
     return True
 
 

@@ -43,7 +43,7 @@ def test_what_no_job_takes_is_refused(capsys):
 
 def test_an_error_of_the_library_is_a_line_and_a_code(capsys):
     assert command_line.main(["course", "--only", "99"]) == 2
-    assert capsys.readouterr().err.startswith("error: --only 99: there are notebooks 01")
+    assert capsys.readouterr().err.startswith("error: --only 99: there are notebooks 00, 01")
 
 
 CHILD = """
@@ -83,3 +83,17 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(module, t
         except SystemExit as end:
             code = end.code
         assert code == 2 and why in capsys.readouterr().err
+
+
+def test_the_lab_opens_at_the_start_page(monkeypatch):
+    commands = []
+    monkeypatch.setattr(command_line, "wait_for", lambda command, **_: commands.append(command) or 0)
+    assert command_line.main(["lab", "--no-browser"]) == 0
+    assert commands[0][1:] == [
+        "-m",
+        "jupyterlab",
+        str(ROOT / "notebooks"),
+        "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
+        "--no-browser",
+    ]
+    assert command_line.START.is_file()

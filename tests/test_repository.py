@@ -187,16 +187,37 @@ def test_the_pins_satisfy_pyproject():
         assert tuple(map(int, version.split("."))) >= tuple(map(int, bound.split(".")))
 
 
+LEAN = "bm3d,compressed,nifti"
+"""The extras that notebooks and scans use."""
+
+
 def test_environment_yml_is_in_step():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["channels"] == ["conda-forge"]  # PyTorch's own channel is gone
     conda = [item for item in environment["dependencies"] if isinstance(item, str)]
     (pip,) = (item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
-    assert pip == ["-c constraints.txt", "-e .[test]"]
+    assert pip == ["-c constraints.txt", f"-e .[{LEAN}]"]
     python = next(item for item in conda if item.startswith("python"))
     assert python.removeprefix("python").split(",")[0] == PROJECT["requires-python"]
     providers = {re.match(r"[\w-]+", item).group() for item in conda}
     assert not providers & {"pytorch", "torch", "torchvision"}  # pip is torch's one provider
+
+
+def test_binder_installs_the_same_and_opens_what_exists():
+    folder = ROOT / ".binder"
+    environment = yaml.safe_load((folder / "environment.yml").read_text())
+    python = next(item for item in environment["dependencies"] if item.startswith("python="))
+    assert tuple(map(int, python.partition("=")[2].split("."))) >= load_bootstrap().OLDEST  # one release: its server's
+    script = (folder / "postBuild").read_text()
+    assert f'-c constraints.txt -e ".[{LEAN}]"' in script and "bootstrap.torch_source('linux', False, '')" in script
+    (opened,) = re.findall(r"`(notebooks/\w+\.ipynb)` as the file to open", (ROOT / "README.md").read_text())
+    assert (ROOT / opened).is_file()
+
+
+def test_only_the_test_extra_brings_what_only_tests_need():
+    extras = PROJECT["optional-dependencies"]
+    lean = [*PROJECT["dependencies"], *(item for name in LEAN.split(",") for item in extras[name])]
+    assert not [item for item in lean if re.match("pytest|nbval|ruff|pyyaml", item)]
 
 
 def test_the_test_extra_holds_all_the_others():

@@ -26,7 +26,7 @@ class Box(NamedTuple):
     label: str
     column: float
     row: float
-    shape: str = ""  # a second, smaller line
+    shape: str = ""  # one or more smaller lines
     kind: str = "network"
     columns: float = 1
     rows: float = 1
@@ -45,12 +45,19 @@ class Arrow(NamedTuple):
     dashed: bool = False
 
 
-def diagram(boxes: Mapping[str, Box | tuple], arrows: Sequence[Arrow | tuple], *, width: float = WIDTH) -> Figure:
+def diagram(
+    boxes: Mapping[str, Box | tuple],
+    arrows: Sequence[Arrow | tuple],
+    *,
+    width: float = WIDTH,
+    kinds: Mapping[str, str] = KINDS,
+) -> Figure:
     """Named boxes and the arrows between them; a tuple gives the fields of a Box or an Arrow in their order.
 
     ``diagram({"x": ("x", 0, 0, "1 × H × W", "data"), "E": ("encoder", 1, 0)}, [("x", "E")])``
 
     width : of the figure, in inches
+    kinds : what a box may hold → its colour
 
     Raises ParameterError for boxes that overlap, for a kind that does not exist, and for an arrow without its two
     boxes or across a third one.
@@ -60,7 +67,7 @@ def diagram(boxes: Mapping[str, Box | tuple], arrows: Sequence[Arrow | tuple], *
     from matplotlib.path import Path
 
     boxes, arrows = {name: Box(*box) for name, box in boxes.items()}, [Arrow(*arrow) for arrow in arrows]
-    _check(boxes, arrows)
+    _check(boxes, arrows, kinds)
     cell = np.array([width / max(box.column + box.columns for box in boxes.values()), ROW])
     bottom = ROW * max(box.row + box.rows for box in boxes.values())
     figure, axis = plt.subplots(figsize=(width, bottom + 0.25))
@@ -72,10 +79,10 @@ def diagram(boxes: Mapping[str, Box | tuple], arrows: Sequence[Arrow | tuple], *
     for name, box in boxes.items():
         first, last = cell * (box.column, box.row) + GAP, cell * (box.column + box.columns, box.row + box.rows) - GAP
         edges[name] = first, last
-        colour, (x, y) = KINDS[box.kind], (first + last) / 2
+        colour, (x, y) = kinds[box.kind], (first + last) / 2
         style = dict(boxstyle="round,pad=0,rounding_size=0.07", facecolor=(colour, 0.13), edgecolor=colour)
         axis.add_patch(FancyBboxPatch(first, *(last - first), linewidth=1.4, **style))
-        half = 0.083 * (1 + box.label.count("\n")) + 0.075 * bool(box.shape)
+        half = 0.083 * (1 + box.label.count("\n")) + 0.075 * len(box.shape.splitlines())
         texts = [axis.text(x, y - half, box.label, ha="center", va="top", fontsize=10)]
         texts += [axis.text(x, y + half, box.shape, ha="center", va="bottom", fontsize=8, color="0.3")]
         for text in texts:
@@ -87,18 +94,19 @@ def diagram(boxes: Mapping[str, Box | tuple], arrows: Sequence[Arrow | tuple], *
         axis.add_patch(FancyArrowPatch(path=Path(points), linestyle="--" if arrow.dashed else "-", **look))
         back = dict(facecolor="white", edgecolor="none", pad=1)
         axis.text(*points[len(points) // 2], arrow.label, ha="center", va="center", fontsize=8, bbox=back)
-    used = {box.kind for box in boxes.values()}
-    for place, kind in enumerate(kind for kind in KINDS if kind in used):
-        axis.text(GAP[0] + 0.9 * place, bottom + 0.1, f"■ {kind}", color=KINDS[kind], fontsize=8, va="center")
+    used, left = {box.kind for box in boxes.values()}, GAP[0]
+    for kind in (kind for kind in kinds if kind in used):
+        axis.text(left, bottom + 0.1, f"■ {kind}", color=kinds[kind], fontsize=8, va="center")
+        left += max(0.9, 0.3 + 0.07 * len(kind))
     return figure
 
 
-def _check(boxes: Mapping[str, Box], arrows: Sequence[Arrow]) -> None:
+def _check(boxes: Mapping[str, Box], arrows: Sequence[Arrow], kinds: Mapping[str, str]) -> None:
     if not boxes:
         raise ParameterError("a diagram needs at least one box")
     for name, box in boxes.items():
-        if box.kind not in KINDS:
-            raise ParameterError(f"box '{name}' has the kind '{box.kind}'; there are {', '.join(KINDS)}")
+        if box.kind not in kinds:
+            raise ParameterError(f"box '{name}' has the kind '{box.kind}'; there are {', '.join(kinds)}")
     for (a, one), (b, other) in combinations(boxes.items(), 2):
         beside = one.column >= other.column + other.columns or other.column >= one.column + one.columns
         if not (beside or one.row >= other.row + other.rows or other.row >= one.row + one.rows):

@@ -23,12 +23,13 @@ dt { opacity: .8; overflow-wrap: anywhere; } dd { margin: 0; font-variant-numeri
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .6rem; }
 .figures a { background: #fff; border: 1px solid var(--line); display: block; padding: 4px; }
 .figures img { width: 100%; height: 9rem; object-fit: contain; display: block; }
+.figures small { color: #222; display: block; line-height: 1.3; padding-top: 3px; }
 """
 
 
 def build(records: Iterable[Mapping[str, Any]], *, profile: str) -> str:
-    """The page as HTML. Each record has name, title, status (``"done"`` or ``"failed"``), error, seconds,
-    profile, figures (paths relative to the page), metrics and html (whether ``NAME.html`` exists)."""
+    """The page as HTML. Each record has name, title, status (``"done"`` or ``"failed"``), error, seconds, profile,
+    figures (paths relative to the page), their captions, metrics and html (whether ``NAME.html`` exists)."""
     records = list(records)
     failures = sum(record["status"] != "done" for record in records)
     total = sum(record["seconds"] for record in records)
@@ -74,9 +75,11 @@ def _section(record: Mapping[str, Any]) -> str:
     links.append(f'<a href="{name}.ipynb">notebook</a>')
     if metrics:
         links.append(f'<a href="{name}/metrics.json">metrics{f" ({more} more)" if more > 0 else ""}</a>')
+    captions = record.get("captions") or [f"Figure {i + 1}" for i in range(len(record["figures"]))]
     figures = "".join(
-        f'<a href="{escape(path)}"><img loading="lazy" src="{escape(path)}" alt="figure {index} of {name}"></a>'
-        for index, path in enumerate(record["figures"], start=1)
+        f'<a href="{escape(path)}"><img loading="lazy" src="{escape(path)}" alt="{escape(caption)}">'
+        f"<small>{escape(caption)}</small></a>"
+        for path, caption in zip(record["figures"], captions, strict=True)
     )
     error = f"<pre>{escape(record['error'])}</pre>" if record["error"] else ""
     return f"""<section id="{name}"><h2>{name[:2]} · {escape(record["title"])}</h2>
