@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ldctlib.show.figures import _axes
 from ldctlib.show.png import WIDTH
 
 
 def gains_figure(summary: Any, groups: Sequence[tuple[str, float]], colours: Mapping[str, str]):
     """PSNR gained against the truth, in a panel for each (group, dose): means and intervals of a benchmark's summary."""
-    import matplotlib.pyplot as plt
-
-    look = dict(sharex=True, sharey=True, layout="constrained", squeeze=False)
-    figure, axes = plt.subplots(1, len(groups), figsize=(WIDTH, 2.9), **look)
-    plt.close(figure)
+    figure, axes = _axes(1, len(groups), (WIDTH, 2.9), sharex=True, sharey=True)
     gains = summary[(summary.reference == "truth") & (summary.metric == "psnr") & (summary.method != "ldct")]
     for axis, (group, dose) in zip(axes[0], groups, strict=True):
         for row in gains[(gains.group == group) & (gains.dose == dose)].itertuples():
