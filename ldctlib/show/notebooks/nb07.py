@@ -10,7 +10,7 @@ from ldctlib.show.png import WIDTH
 
 
 def gains_figure(summary: Any, groups: Sequence[tuple[str, float]], colours: Mapping[str, str]):
-    """PSNR gained against the truth, in a panel for each (group, dose): means and intervals of a benchmark's summary."""
+    """PSNR gained against the truth: a benchmark's means and intervals, in a panel for each (group, dose)."""
     figure, axes = _axes(1, len(groups), (WIDTH, 2.9), sharex=True, sharey=True)
     gains = summary[(summary.reference == "truth") & (summary.metric == "psnr") & (summary.method != "ldct")]
     for axis, (group, dose) in zip(axes[0], groups, strict=True):

@@ -1,18 +1,16 @@
-"""Notebook 08: a scan and what was removed, its noise beside the training's, the salt test, lesions."""
+"""Notebook 08: images as they are, the salt test, places for lesions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 from torch import Tensor
 
 from ldctlib.ct.nps import soft_tissue_rois
 from ldctlib.image import gaussian_blur
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import _axes, plane
-from ldctlib.show.png import COLOURS, WIDTH
+from ldctlib.show.png import WIDTH
 
 
 def panels(images: Mapping[str, tuple], *, columns: int = 3):
@@ -26,20 +24,6 @@ def panels(images: Mapping[str, tuple], *, columns: int = 3):
         axis.set_title(name)
         look = dict(orientation="horizontal", fraction=0.05, pad=0.02, shrink=0.8)
         figure.colorbar(drawn, ax=axis, label=window.unit, **look)
-    return figure
-
-
-def noise_figure(noise: Any, centre: float, frequency: Any, trained: Any):
-    """A noise model's map, and its spectrum beside those of the training, (n, K) each at its peak: a Figure."""
-    figure, ((left, right),) = _axes(1, 2, (WIDTH, 3.6))
-    figure.colorbar(left.imshow(noise.map_hu[0, 0], cmap="viridis"), ax=left, label="HU")
-    left.set(xticks=[], yticks=[], title="local standard deviation")
-    f, name = noise.frequency_per_mm * noise.pixel_mm, "kernels of the training, 96 %"
-    right.fill_between(frequency, *np.quantile(trained, (0.02, 0.98), axis=0), alpha=0.25, label=name)
-    right.plot(f, noise.radial_nps / noise.radial_nps[f > 0.05].max(), "o-", color=COLOURS[1], label="your scan")
-    right.axvline(centre, ymax=1 / 1.2, color=COLOURS[1], ls=":", label="its centre")
-    right.set(xlim=(0, 0.5), ylim=(0, 1.2), xlabel="cycles per pixel", ylabel="NPS / peak", title="texture")
-    right.legend(loc="upper right", ncols=3, fontsize=8)
     return figure
 
 
@@ -59,23 +43,6 @@ def salt_diagram():
     arrows = "scan-ref-down scan-+ scan-model model-n1 n1-+ +-salted salted-D D-out out-loss-across ref-loss-across"
     steps = [arrow.split("-") for arrow in arrows.split()]
     return diagram(boxes, [(*ends[:2], "", ends[2] if len(ends) > 2 else 0.0) for ends in steps])
-
-
-def lesion_figure(mm: Any, shares: Mapping[str, Any], contrasts: Sequence[float], blur: Any, images: Mapping[str, Any]):
-    """Lesions that survive: per title shares (contrasts, diameters, places), mean and std; the blur's; and images."""
-    widths = [1.6] * len(shares) + [1] * len(images)
-    figure, (axes,) = _axes(1, len(widths), (WIDTH, 3.3), width_ratios=widths)
-    for axis, (title, r) in zip(axes, shares.items(), strict=False):
-        for contrast, line in zip(contrasts, r, strict=True):
-            axis.errorbar(mm, line.mean(-1), line.std(-1), fmt="o-", capsize=2, label=f"{contrast:.0f} HU")
-        axis.plot(mm, blur.mean(-1), "k--", label="Gaussian")
-        axis.set(xlabel="diameter (mm)", ylim=(0, 1.25), xlim=(0, None), title=title)
-    axes[0].set_ylabel("share that survives, r")
-    axes[0].legend(fontsize=8, loc="lower right", ncols=2)
-    for axis, (title, image) in zip(axes[len(shares) :], images.items(), strict=True):
-        axis.imshow(plane(image), cmap="RdBu_r", vmin=-40, vmax=40, interpolation="none")
-        axis.set(title=title, xticks=[], yticks=[], xlabel="[-40, 40] HU")
-    return figure
 
 
 def flat_places(image_hu: Tensor, count: int = 4, room: int = 24) -> list[tuple[int, int]]:
