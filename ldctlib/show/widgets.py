@@ -94,10 +94,10 @@ def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
 
 
 def wipe(before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE, names=("before", "after")) -> Panel:
-    """Drag a line across two images of the same slice, in HU."""
+    """A slider moves a line across two images of the same slice, in HU: left of it the first, right the second."""
     import ipywidgets as w
 
-    look = dict(description=f"{names[0]} | {names[1]}", readout=False, style={"description_width": "initial"})
+    look = dict(description=f"{names[0]} | {names[1]}", readout_format=".0%", style={"description_width": "initial"})
     controls = {"fraction": w.FloatSlider(0.5, min=0.0, max=1.0, step=0.01, **look)}
     images = {names[0]: before_hu, names[1]: after_hu}
 
@@ -141,4 +141,6 @@ def panel(controls: dict[str, Any], render: Callable[..., np.ndarray], figure: C
     for control in controls.values():
         control.layout = w.Layout(width="460px")
         control.observe(redraw, names="value")
-    return Panel(controls, image, w.VBox([*controls.values(), image]), figure)
+    image.add_class("ldct-pixels")  # a browser smooths what it enlarges, which would be a denoiser
+    look = w.HTML("<style>.ldct-pixels {image-rendering: pixelated}</style>" if scale > 1 else "")
+    return Panel(controls, image, w.VBox([*controls.values(), image, look]), figure)

@@ -36,7 +36,7 @@ EXERCISES = [
         wrong=20.0,
         because="20 √(1 − 1/4) = 17.3 HU. The noise-free anatomy itself would be charged 20 HU: your scan's own "
         "noise. Leaving a quarter of the salted scan's noise estimates part of it.",
-        hint="The noise doubles, so its variance ratio R is 4. Equation (3) then needs only sigma_0 = 20 HU.",
+        hint="R is a ratio of variances. What is it when the standard deviation doubles?",
         hints=(
             (
                 number(20.0, within=0.02),
@@ -58,11 +58,11 @@ EXERCISES = [
         wrong=_to_hu_too_late,
         because="The padding value is a stored value. Rescaled with intercept -1024 it reads -3024 HU, "
         "and a pixel that truly reads -2000 HU would be taken for padding.",
-        hint="HU = stored · slope + intercept, everywhere but where stored == padding: there -1000.",
+        hint="On which of the two scales is the value of the padding given?",
         hints=(
             (
                 lambda f: np.asarray(f(STORED.copy(), 1.0, -1024.0, -2000))[0, 0] == -3024,
-                "The padded pixel came out as -3024 HU: compare with the padding before the rescale, not after.",
+                "The padded pixel came out as -3024 HU: was it looked for before the rescale, or after?",
             ),
         ),
     ),
@@ -75,7 +75,7 @@ EXERCISES = [
         because="Noise goes as 1/√dose, so a tenth of the dose has √10 times the noise, and 1/√10 = 0.32 of it is as "
         "strong as full-dose noise. The smallest RMSE to the full-dose image has residual_noise = 1/R = 0.1: to read "
         "like a full dose and to score best are two aims.",
-        hint="The noise that is left has the standard deviation residual_noise · √10 · (full-dose noise).",
+        hint="How much stronger is the noise at a tenth of the dose?",
         hints=(
             (
                 number(0.1, within=0.02),
