@@ -26,18 +26,31 @@ PHASES = """
 
 @dataclass
 class Piece:
-    """One file: its frames in physical values, its padding, its header without pixels."""
+    """One file, or a frame of an enhanced one: its pixels as they are stored, since a long series in physical values
+    takes twice the memory; its padding, its header without pixels."""
 
     file: Path
     header: Any
-    values: np.ndarray  # float32 (F, H, W)
-    padding: np.ndarray  # bool (F, H, W)
+    stored: np.ndarray  # integers (F, H, W)
+    slope: float
+    intercept: float
+    padding: np.ndarray | None  # bool (F, H, W), or None where no pixel is padding
     stored_padding: np.ndarray  # integers, of the padded pixels
     scale: str
     origin_mm: np.ndarray | None  # (3,) ImagePositionPatient
     axes: np.ndarray | None  # (3, 3) unit vectors: along a row, down a column, normal
     lossy: bool  # compressed with loss at some time
     text: dict[int, bytes]  # of the header, what is no ASCII
+    notes: tuple[str, ...] = ()
+    whole: Any = None  # the header of the enhanced file that this is a frame of
+
+    @property
+    def name(self) -> str:
+        return str(self.file) if self.whole is None else f"{self.file}, frame {self.header.InstanceNumber}"
+
+    def values(self) -> np.ndarray:
+        """float32 (F, H, W) in the piece's scale."""
+        return (self.stored * self.slope + self.intercept).astype(np.float32)
 
     @property
     def position_mm(self) -> float:
@@ -58,11 +71,12 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
     if tilt > 0.1:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the stack of slices is sheared")
     spacing = _spacing(first, step, notes)
-    headers, frames = [piece.header for piece in pieces], [len(piece.values) for piece in pieces]
+    notes += dict.fromkeys(note for piece in pieces for note in piece.notes)
+    headers, frames = [piece.header for piece in pieces], [len(piece.stored) for piece in pieces]
     placed = set(frames) == {1} and all(piece.axes is not None for piece in pieces)
     kernel = first.header.get("ConvolutionKernel") or []
-    stored, texts = ([getattr(piece, name) for piece in pieces] for name in ("stored_padding", "text"))
-    values, padding = (_joined(pieces, name) for name in ("values", "padding"))
+    origin = _origin(pieces)
+    values, padding = _joined(pieces)
     return Scan(
         **fill_padding(values, padding, first.scale),
         spacing_mm=spacing,
@@ -76,30 +90,42 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
         affine=_affine(first, step, spacing),
         tilt_deg=tilt,
         notes=tuple(notes),
-        source_files=tuple(piece.file for piece in pieces),
-        origin=DicomOrigin(headers, frames, stored, texts),
+        source_files=tuple(dict.fromkeys(piece.file for piece in pieces)),
+        origin=origin,
     )
 
 
-def _joined(pieces: list[Piece], name: str) -> np.ndarray:
-    """One array of all pieces, which give theirs up: of a long series memory holds one copy."""
-    parts = [getattr(piece, name) for piece in pieces]
-    out, first = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype), 0
-    for i, piece in enumerate(pieces):
-        out[first : (first := first + len(parts[i]))] = parts[i]
-        parts[i] = None
-        setattr(piece, name, None)
-    return out
+def _origin(pieces: list[Piece]) -> DicomOrigin:
+    """What is needed to write the pieces back; frames of one enhanced file are one file again."""
+    stored, first = [piece.stored_padding for piece in pieces], pieces[0]
+    if first.whole is not None:
+        order = tuple(int(piece.header.InstanceNumber) - 1 for piece in pieces)
+        return DicomOrigin([first.whole], [order], [np.concatenate(stored)], [first.text])
+    headers, texts = [piece.header for piece in pieces], [piece.text for piece in pieces]
+    return DicomOrigin(headers, [tuple(range(len(piece.stored))) for piece in pieces], stored, texts)
+
+
+def _joined(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Values and padding of all pieces, which give theirs up: of a long series memory holds one copy."""
+    shape = (sum(len(piece.stored) for piece in pieces), *pieces[0].stored.shape[1:])
+    values, padding, first = np.empty(shape, np.float32), np.zeros(shape, bool), 0
+    for piece in pieces:
+        part = slice(first, first := first + len(piece.stored))
+        values[part] = piece.values()
+        if piece.padding is not None:  # else those pages are never touched
+            padding[part] = piece.padding
+        piece.stored = piece.padding = None
+    return values, padding
 
 
 def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[Piece]:
     """Sorted along the normal, copies dropped; without any positions by instance number, where ``allow_gaps``."""
     placed = any(piece.axes is not None for piece in pieces)
     for piece in pieces:
-        if len(piece.values) > 1:
+        if len(piece.stored) > 1:
             raise ScanError(f"{piece.file} has several frames but is not alone in its series: read it by itself")
         if piece.axes is None and (placed or not allow_gaps):
-            lacks = f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient"
+            lacks = f"{piece.name} lacks ImagePositionPatient or ImageOrientationPatient"
             raise ScanError(f"{lacks}, so its place is unknown: read it by itself, or leave it out")
         if piece.scale != pieces[0].scale:
             raise ScanError(f"{piece.file} is in other units than {pieces[0].file}: this series mixes them")
@@ -113,7 +139,7 @@ def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[P
     # the file's name makes the choice among copies the same on every machine
     for piece in sorted(pieces, key=lambda piece: (round(piece.position_mm, 3), piece.file.name)):
         if kept and abs(piece.position_mm - kept[-1].position_mm) < SAME_POSITION_MM:
-            if not np.array_equal(piece.values, kept[-1].values):
+            if not np.array_equal(piece.values(), kept[-1].values()):
                 raise ScanError(_clash(kept[-1], piece))
             dropped += 1
         else:
@@ -126,14 +152,14 @@ def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[P
 def _clash(one: Piece, other: Piece) -> str:
     differ = [key for key in PHASES if one.header.get(key) != other.header.get(key)]
     hint = f"; they differ in {', '.join(differ)}" if differ else ""
-    what = f"{one.file} and {other.file} show different images at the same place ({one.position_mm:.2f} mm)"
-    return f"{what}{hint}. Put one phase or echo into a folder of its own"
+    what = f"{one.name} and {other.name} show different images at the same place ({one.position_mm:.2f} mm)"
+    return f"{what}{hint}. Put one phase or echo into a {'folder' if one.whole is None else 'file'} of its own"
 
 
 def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray | None:
     """The vector from one slice to the next; None for a single slice, frames in time, or scattered slices."""
     if len(pieces) < 2 or pieces[0].axes is None:
-        if len(pieces[0].values) > 1:
+        if len(pieces[0].stored) > 1:
             notes.append("a multi-frame file: its frames are taken as they come, as slices or moments")
         return None
     along = np.diff([piece.position_mm for piece in pieces])
