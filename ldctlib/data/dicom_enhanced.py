@@ -43,7 +43,7 @@ def frame_headers(file: Path, header: Any) -> list[Any]:
     for number, item in enumerate(own, start=1):
         # what the image as a whole says of several frames (ImageType) yields to what a frame says
         flat = Dataset(common | shared | {t: e for group in _groups(item) for t, e in group.items()})
-        flat.InstanceNumber = number
+        flat.add_new("InstanceNumber", "IS", number)  # setting it would change the one that all share
         out.append(flat)
     _refuse_several(file, out)
     return out

@@ -26,7 +26,7 @@ from ldctlib.data.dicom_padding import (
 from ldctlib.data.dicom_text import exact_text
 from ldctlib.data.nifti import is_volume_file, read_nifti, read_npy
 from ldctlib.data.scan import Scan
-from ldctlib.data.volume import Piece, assemble
+from ldctlib.data.volume import Piece, assemble, own_pages
 from ldctlib.errors import LdctError, MissingDependency, ScanError
 
 LARGEST_FILE_PIXELS = 1 << 28
@@ -314,8 +314,8 @@ def _piece(
         # compression with loss smears padding over neighbouring values, so that no single one marks it
         padding = outside | (values < UNDECLARED_PADDING_HU if smeared else undeclared_padding(meant, values))
     origin, axes = _geometry(file, header)
-    mask = padding if padding.any() else None
-    measured = (meant, slope, intercept, mask, stored[padding])
+    mask = own_pages(padding) if padding.any() else None
+    measured = (own_pages(meant) if whole is None else meant, slope, intercept, mask, stored[padding])
     return Piece(file, header, *measured, scale, origin, axes, lossy, text, notes, whole)
 
 

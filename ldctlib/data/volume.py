@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ GAP = 0.1
 """A step between slices may differ from the median step by this share of it."""
 SAME_POSITION_MM = 0.1
 """Slices that are nearer to each other than this lie at one place."""
+ROUNDING_MM = 0.1
+"""Some exports round positions so."""
 
 PHASES = """
-    AcquisitionNumber EchoTime EchoNumbers TriggerTime TemporalPositionIdentifier DiffusionBValue AcquisitionTime
-    ContentTime
+    TemporalPositionIndex AcquisitionNumber EchoTime EchoNumbers TriggerTime TemporalPositionIdentifier DiffusionBValue
+    AcquisitionTime ContentTime
 """.split()
 """What may differ between two images at the same place, most telling first."""
 
@@ -34,7 +37,7 @@ class Piece:
     stored: np.ndarray  # integers (F, H, W)
     slope: float
     intercept: float
-    padding: np.ndarray | None  # bool (F, H, W), or None where no pixel is padding
+    padding: np.ndarray | None  # bool (F, H, W) in :func:`own_pages`, or None where no pixel is padding
     stored_padding: np.ndarray  # integers, of the padded pixels
     scale: str
     origin_mm: np.ndarray | None  # (3,) ImagePositionPatient
@@ -61,6 +64,10 @@ class Piece:
 def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
     """One scan from the files of one series; raises ScanError where they do not make a volume."""
     notes: list[str] = []
+    for keyword in ("PixelSpacing", "ImageOrientationPatient"):
+        said = sorted({tuple(map(float, piece.header.get(keyword) or ())) for piece in pieces})
+        if len(said) > 1 and all(said):
+            notes.append(f"{keyword} differs in its last digits, {said[0]} and {said[-1]}: the first slice's holds")
     if len(pieces) > 1:
         pieces = _in_order(pieces, allow_gaps, notes)
     first = pieces[0]
@@ -105,6 +112,16 @@ def _origin(pieces: list[Piece]) -> DicomOrigin:
     return DicomOrigin(headers, [tuple(range(len(piece.stored))) for piece in pieces], stored, texts)
 
 
+def own_pages(array: np.ndarray) -> np.ndarray:
+    """A copy in pages of its own, which go back to the system with it: the heap keeps what thousands of small arrays
+    took."""
+    if not array.size:
+        return array
+    out = np.frombuffer(mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    out[:] = array
+    return out
+
+
 def _joined(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
     """Values and padding of all pieces, which give theirs up: of a long series memory holds one copy."""
     shape = (sum(len(piece.stored) for piece in pieces), *pieces[0].stored.shape[1:])
@@ -134,6 +151,8 @@ def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[P
         notes.append(f"no file has a position: slices are in the order of their {'numbers' if numbers else 'names'}")
         by_name = sorted(pieces, key=lambda piece: piece.file.name)
         return [pieces[i] for i in np.argsort(numbers)] if numbers else by_name
+    for piece in pieces:  # one normal for all: at half a metre from the origin its fourth digit is half a slice
+        piece.axes = pieces[0].axes
     kept: list[Piece] = []
     dropped = 0
     # the file's name makes the choice among copies the same on every machine
@@ -162,11 +181,16 @@ def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray
         if len(pieces[0].stored) > 1:
             notes.append("a multi-frame file: its frames are taken as they come, as slices or moments")
         return None
-    along = np.diff([piece.position_mm for piece in pieces])
+    at = np.array([piece.position_mm for piece in pieces])
+    along = np.diff(at)
     median = float(np.median(along))
     uneven = np.abs(along - median) > GAP * median
+    whole = (pieces[-1].origin_mm - pieces[0].origin_mm) / len(along)
+    if _rounded_evenly(pieces, at):
+        if uneven.any():
+            notes.append("positions are rounded to 0.1 mm: the spacing is that of the whole stack")
+        return whole
     if uneven.any():
-        at = [piece.position_mm for piece in pieces]
         where = ", ".join(f"{at[i]:.2f} to {at[i + 1]:.2f} mm" for i in np.flatnonzero(uneven)[:3])
         message = (
             f"{uneven.sum()} of {len(along)} steps between slices are not the usual {median:.3g} mm "
@@ -175,10 +199,21 @@ def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray
         if not allow_gaps:
             raise ScanError(f"{pieces[0].file.parent}: {message}. If that is meant, read with allow_gaps=True")
         notes.append(message)
-    if uneven.sum() > len(along) / 2:  # a sample of a series: its steps say nothing of the slices' spacing
-        return None
-    steps = np.diff([piece.origin_mm for piece in pieces], axis=0)
-    return steps[int(np.argmin(np.abs(along - median)))]
+        if uneven.sum() > len(along) / 2:  # a sample of a series: its steps say nothing of the slices' spacing
+            return None
+        steps = np.diff([piece.origin_mm for piece in pieces], axis=0)
+        return steps[int(np.argmin(np.abs(along - median)))]
+    return whole  # what rounding does to one step is shared by all
+
+
+def _rounded_evenly(pieces: list[Piece], at: np.ndarray) -> bool:
+    """Whether positions, in mm along the normal, are those of an even stack, each coordinate rounded to 0.1 mm."""
+    units = np.array([piece.origin_mm for piece in pieces]) / ROUNDING_MM
+    even = np.linspace(at[0], at[-1], len(at))
+    # the ends are off by half a rounding each, and so is what lies between
+    most = ROUNDING_MM * np.abs(pieces[0].axes[2]).sum() + 1e-3
+    coarse = np.abs(units - np.rint(units)).max() < 1e-3
+    return bool(coarse and even[1] - even[0] > 4 * most and np.abs(at - even).max() < most)
 
 
 def _tilt_deg(first: Piece, step: np.ndarray | None) -> float:
