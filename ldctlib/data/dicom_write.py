@@ -122,6 +122,7 @@ def write_synthetic(
         header = Dataset()
         header.SOPClassUID, header.Modality, header.ImageType = CTImageStorage, "CT", ["", "", "AXIAL", "SYNTHETIC"]
         header.PatientName, header.PatientID, header.PatientIdentityRemoved = "SYNTHETIC^CT", "SYNTHETIC", "YES"
+        header.DeidentificationMethod, header.Laterality, header.AcquisitionNumber = "no patient was scanned", "", None
         header.PatientBirthDate = header.PatientSex = header.AccessionNumber = header.ReferringPhysicianName = ""
         header.StudyInstanceUID, header.FrameOfReferenceUID, header.StudyID = study, frame, "SYNTHETIC"
         header.StudyDescription, header.StudyDate, header.StudyTime = "SYNTHETIC: no patient was scanned", "", ""
