@@ -181,10 +181,11 @@ def _dicom_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(path, str | Path):
         return [file for one in path if is_data(Path(one)) for file in _dicom_files(one)]
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return [file for file in files_below(path) if is_dicom(file)]
-    if not path.is_file():
-        raise ScanError(f"{path} does not exist: give a DICOM file or a folder of them")
+    if not os.path.isfile(path):
+        lost = "does not exist, or lies in a folder that may not be read"
+        raise ScanError(f"{path} {lost}: give a DICOM file or a folder of them")
     if not is_dicom(path):
         raise ScanError(f"{path} is not a DICOM file (no DICM mark at byte 128, and no data set without it)")
     return [path]
