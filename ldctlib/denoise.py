@@ -27,8 +27,8 @@ from ldctlib.data.dicom_read import list_series, read_scan, read_series
 from ldctlib.data.dicom_write import write_derived
 from ldctlib.data.nifti import is_volume_file, volume_stem, write_nifti
 from ldctlib.data.scan import DicomOrigin, NiftiOrigin, Scan
-from ldctlib.errors import LdctError, ParameterError, ScanError
-from ldctlib.files import is_taken, whole_file, write_json
+from ldctlib.errors import LdctError, ParameterError, ScanError, WriteError
+from ldctlib.files import is_taken, only_one, plain, whole_file, write_json
 from ldctlib.methods.denoiser import STRENGTHS, LoadedMethod
 from ldctlib.precision import resolve_device
 
@@ -71,7 +71,8 @@ def denoise_scan(
     allow_gaps : see :func:`~ldctlib.data.dicom_read.read_series`.
 
     Memory holds one series, and a batch. Raises ScanError for what is no CT or lies in ``out`` already; of several
-    series after the others are done.
+    series after the others are done. Raises WriteError, at once, where another process writes into ``out`` or the disk
+    is full.
     """
     settings = dict(method=method, strength=strength, scale=scale, allow_gaps=allow_gaps, seed=seed)
     if scale not in (None, "HU"):
@@ -79,14 +80,17 @@ def denoise_scan(
     denoise = load(method, strength, resolve_device(device))
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     written, failed, out = [], [], Path(out).expanduser()
-    jobs = list(plan(Path(source).expanduser(), out, series_uid))
+    source = Path(source).expanduser()
+    jobs = list(plan(source, out, series_uid))
+    if len(jobs) > 1:
+        _begun(unfinished(out) / "run.json", settings | dict(source=str(source.absolute()), series_uid=series_uid), out)
     for number, job in enumerate(jobs):
         if number % processes != rank or (job.scratch / "finished.json").exists():
             continue
         try:
             written += finish(job, denoise, settings, progress=progress)
         except LdctError as error:
-            if len(jobs) == 1:
+            if len(jobs) == 1 or isinstance(error, WriteError):
                 raise
             failed.append(f"{job.title}: {error}")
             write_json(job.scratch / "finished.json", None)
@@ -113,7 +117,7 @@ def unfinished(out: Path) -> Path:
 def plan(source: Path, out: Path, series_uid: str | None = None) -> Iterator[Job]:
     """What there is to do, in an order that depends on the files alone. ScanError where nothing is a CT image."""
     scratch = unfinished(out)
-    if source.is_file() and is_volume_file(source):
+    if os.path.isfile(source) and is_volume_file(source):
         suffix = source.name[len(volume_stem(source)) :]
         target = out if out.name.lower().endswith(suffix.lower()) else out / f"{volume_stem(source)}_denoised{suffix}"
         yield Job((source,), source.name, target, scratch / "0")
@@ -126,7 +130,7 @@ def plan(source: Path, out: Path, series_uid: str | None = None) -> Iterator[Job
     names: dict[str, int] = {}
     for number, info in enumerate(chosen):
         home = Path(os.path.commonpath([file.parent for file in info.files]))
-        within = home.relative_to(source).as_posix().replace("/", "_") if source.is_dir() else "."
+        within = home.relative_to(source).as_posix().replace("/", "_") if os.path.isdir(source) else "."
         name = "series" if within == "." else within
         names[name] = names.get(name, 0) + 1
         name += f"_{names[name]}" if names[name] > 1 else ""
@@ -141,32 +145,37 @@ def finish(job: Job, denoise: LoadedMethod, settings: dict[str, Any], *, progres
     images = scan.images_hu()
     files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in job.source]
     told = settings | dict(files=files, out=str(job.out.absolute()))
-    state = job.scratch / "state.json"
-    if state.exists():
-        begun = json.loads(state.read_text("utf-8"))
-        if begun["settings"] != told:
-            raise ScanError(f"{job.scratch.parent} holds another run into {job.out}: finish it, or remove that folder")
-    else:
-        begun = dict(settings=told, now=datetime.now().astimezone().isoformat(timespec="seconds"))
-        write_json(state, begun)
-    where = range(0, len(images), BATCH)
-    for first in _shown(where, job.title, progress):
-        part = images[first : first + BATCH]
-        kept = job.scratch / f"{first:06d}.npy"
-        if kept.exists():
-            part[:] = torch.from_numpy(np.load(kept))
-            continue
-        generator = torch.Generator().manual_seed(settings["seed"] * 1_000_003 + first)
-        part[:] = denoise(part, spacing_mm=scan.spacing_mm, generator=generator).cpu()  # in place of the low dose
-        with whole_file(kept) as scratch:
-            np.save(scratch, part.numpy())
-    given = "" if settings["strength"] is None else f", strength {settings['strength']}"
-    note = f"Denoised by ldctlib, method {settings['method']}{given}. Not for diagnosis."
-    written = _write(scan, job, note, settings["method"], datetime.fromisoformat(begun["now"]))
-    write_json(job.scratch / "finished.json", [str(file) for file in written])
-    for kept in job.scratch.glob("*.npy"):
-        kept.unlink()
+    with only_one(job.scratch / "lock", f"{job.out}"):
+        if is_taken(job.out):
+            raise ScanError(f"{job.out} exists by now: another process wrote it, nothing is overwritten")
+        begun = _begun(job.scratch / "state.json", told, job.out)
+        for first in _shown(range(0, len(images), BATCH), job.title, progress):
+            part = images[first : first + BATCH]
+            kept = job.scratch / f"{first:06d}.npy"
+            if kept.exists():
+                part[:] = torch.from_numpy(np.load(kept))
+                continue
+            generator = torch.Generator().manual_seed(settings["seed"] * 1_000_003 + first)
+            part[:] = denoise(part, spacing_mm=scan.spacing_mm, generator=generator).cpu()  # in place of the low dose
+            with whole_file(kept) as scratch:
+                np.save(scratch, part.numpy())
+        given = "" if settings["strength"] is None else f", strength {settings['strength']}"
+        note = f"Denoised by ldctlib, method {settings['method']}{given}. Not for diagnosis."
+        written = _write(scan, job, note, settings["method"], datetime.fromisoformat(begun["now"]))
+        write_json(job.scratch / "finished.json", [str(file) for file in written])
+        for kept in job.scratch.glob("*.npy"):
+            kept.unlink()
     return written
+
+
+def _begun(state: Path, told: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What a run, or a scan of it, began with, written down where it is new; ScanError where it began otherwise."""
+    if not state.exists():
+        write_json(state, dict(settings=told, now=datetime.now().astimezone().isoformat(timespec="seconds")))
+    begun = json.loads(state.read_text("utf-8"))
+    if begun["settings"] != plain(told):
+        raise ScanError(f"{state.parent} holds another run into {out}: finish it, or remove that folder")
+    return begun
 
 
 def _read(job: Job, settings: dict[str, Any]) -> Scan:

@@ -71,8 +71,34 @@ def _placed(path: Path) -> Iterator[None]:
 
 
 def is_taken(path: Path) -> bool:
-    """Whether a file or a folder that is not empty lies there."""
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    """Whether a file or a folder that is not empty lies there. Raises WriteError where that may not be seen."""
+    try:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise WriteError(f"{path} cannot be looked at: {error.strerror}; name another place") from error
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file while the body runs; WriteError, that another process is at ``what``, where one holds it.
+
+    The system lets go of it when the process ends, however it does. Where a file system knows no locks, none is held.
+    """
+    with _placed(path), open(path, "ab") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise WriteError(f"another process is at {what}: wait until it is done, or name another place") from error
+        except OSError:
+            pass
+        yield
 
 
 def make_folder(out: str | os.PathLike) -> Path:

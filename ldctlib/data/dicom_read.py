@@ -13,11 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from ldctlib.data.dicom_padding import UNDECLARED_PADDING_HU, declared_padding, padding_bits, undeclared_padding
+from ldctlib.data.dicom_enhanced import frame_headers, is_enhanced
+from ldctlib.data.dicom_open import GUESSED, is_dicom, open_dicom
+from ldctlib.data.dicom_padding import (
+    UNDECLARED_PADDING_HU,
+    declared_padding,
+    lies_outside,
+    padding_bits,
+    padding_doubts,
+    undeclared_padding,
+)
 from ldctlib.data.dicom_text import exact_text
 from ldctlib.data.nifti import is_volume_file, read_nifti, read_npy
 from ldctlib.data.scan import Scan
-from ldctlib.data.volume import Piece, assemble
+from ldctlib.data.volume import Piece, assemble, own_pages
 from ldctlib.errors import LdctError, MissingDependency, ScanError
 
 LARGEST_FILE_PIXELS = 1 << 28
@@ -54,13 +63,14 @@ def list_series(path: str | Path | Sequence[str | Path]) -> list[SeriesInfo]:
     Files that are not DICOM are passed over; a DICOM file that cannot be parsed raises ScanError, since a
     series without it would be wrong in silence.
     """
-    from pydicom import dcmread
-
     groups: dict[tuple, list[tuple[Path, Any]]] = {}
+    planes: dict[tuple, list[list[float]]] = {}
     for file in _dicom_files(path):
         with _reading(file):
-            header = dcmread(file, stop_before_pixels=True, specific_tags=[*_LISTED, _DETECTOR_ROWS])
-            groups.setdefault(_group(header), []).append((file, header))
+            header = open_dicom(file, stop_before_pixels=True, specific_tags=[*_LISTED, _DETECTOR_ROWS])
+            key = _group(file, header)
+            place = _place(_plane(header), planes.setdefault(key, []))
+            groups.setdefault((*key, place), []).append((file, header))
     found, seen = [], {}
     for key in sorted(groups, key=str):
         uid, unreadable, *shape = key[:4]
@@ -100,7 +110,7 @@ def read_series(
     if not infos:
         raise ScanError(f"{_name(path)} holds no DICOM file")
     info = _choose(infos, series_uid, path)
-    pieces = [_read_piece(file, scale) for file in info.files]
+    pieces = [piece for file in info.files for piece in _read_pieces(file, scale)]
     with _reading(info.files[0]):
         scan = assemble(pieces, allow_gaps=allow_gaps)
     if scale == "HU" and not _says_hu(header := pieces[0].header):
@@ -171,49 +181,63 @@ def _dicom_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(path, str | Path):
         return [file for one in path if is_data(Path(one)) for file in _dicom_files(one)]
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return [file for file in files_below(path) if is_dicom(file)]
-    if not path.is_file():
-        raise ScanError(f"{path} does not exist: give a DICOM file or a folder of them")
+    if not os.path.isfile(path):
+        lost = "does not exist, or lies in a folder that may not be read"
+        raise ScanError(f"{path} {lost}: give a DICOM file or a folder of them")
     if not is_dicom(path):
-        raise ScanError(f"{path} is not a DICOM file (no DICM mark at byte 128)")
+        raise ScanError(f"{path} is not a DICOM file (no DICM mark at byte 128, and no data set without it)")
     return [path]
-
-
-def is_dicom(file: Path) -> bool:
-    """Whether the file carries DICOM's mark."""
-    try:
-        with open(file, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
-    except OSError as error:
-        raise ScanError(f"{file} cannot be opened: {error}") from error
 
 
 _LISTED = """
     SOPClassUID SeriesInstanceUID Modality SeriesDescription PatientID Rows Columns ImageType ImageOrientationPatient
     PixelSpacing SamplesPerPixel PhotometricInterpretation StudyInstanceUID SeriesNumber ConvolutionKernel
+    ConcatenationUID InConcatenationNumber InConcatenationTotalNumber
 """.split()
 _DETECTOR_ROWS = 0x70291010  # of DICOM-CT-PD
 
 
-def _group(header: Any) -> tuple:
-    """Files with the same key can be one volume. Anonymisers may take the series' UID away, or give all the same."""
+def _group(file: Path, header: Any) -> tuple:
+    """Files with the same key, in one plane, can be one volume. Anonymisers may take the series' UID away, or give all
+    the same."""
     shape = (int(header.get(keyword) or 0) for keyword in ("Rows", "Columns"))
-    plane = (header.get(keyword) or () for keyword in ("ImageOrientationPatient", "PixelSpacing"))
-    rounded = (tuple(round(float(number), 4) for number in group) for group in plane)
     uid = str(header.get("SeriesInstanceUID") or "")
     others = () if uid else ("StudyInstanceUID", "SeriesNumber", "SeriesDescription", "ConvolutionKernel")
     told = (str(header.get(keyword) or "") for keyword in ("PatientID", *others))
-    return uid, _unreadable(header) or "", *shape, *rounded, *told
+    return uid, _unreadable(header) or "", *shape, *told, str(file) if is_enhanced(header) else ""
+
+
+SAME_PLANE = 1e-3
+"""Direction cosines and pixel spacings (of 1) that differ by less are one plane's, written with other roundings."""
+
+
+def _plane(header: Any) -> list[float]:
+    """Orientation, and logarithms of the pixel spacing, so that one tolerance serves both."""
+    spacing = [float(step) for step in header.get("PixelSpacing") or ()]
+    cosines = [float(cosine) for cosine in header.get("ImageOrientationPatient") or ()]
+    return [*cosines, *(math.log(step) if step > 0 else math.inf for step in spacing)]
+
+
+def _place(plane: list[float], known: list[list[float]]) -> int:
+    """The number of a known plane that is as good as this one, or of a new one."""
+    for number, other in enumerate(known):
+        if len(other) == len(plane) and np.allclose(plane, other, rtol=0, atol=SAME_PLANE, equal_nan=True):
+            return number
+    known.append(plane)
+    return len(known) - 1
 
 
 def _unreadable(header: Any) -> str | None:
     """Why this is not a plain CT or MR image, in a few words; None if it is one."""
     from pydicom.uid import CTImageStorage, MRImageStorage
 
+    if is_enhanced(header) and int(header.get("InConcatenationTotalNumber") or 2) > 1 and "ConcatenationUID" in header:
+        return f"part {header.get('InConcatenationNumber')} of a concatenation: join its parts to one file first"
     sop_class, modality = header.get("SOPClassUID") or "", str(header.get("Modality") or "")
     # anonymised files may have lost their SOP class; their modality then has to do
-    if sop_class not in (CTImageStorage, MRImageStorage, "") or modality not in ("CT", "MR"):
+    if not (sop_class in (CTImageStorage, MRImageStorage, "") or is_enhanced(header)) or modality not in ("CT", "MR"):
         # a DICOMDIR names its class in the file's meta header only
         sop_class = sop_class or header.file_meta.get("MediaStorageSOPClassUID")
         name = getattr(sop_class, "name", "") or "a file without SOP class"
@@ -251,37 +275,49 @@ def _name(path: Any) -> str:
     return str(path) if isinstance(path, str | Path) else f"this list of {len(path)} files"
 
 
-def _read_piece(file: Path, as_scale: str | None) -> Piece:
-    from pydicom import dcmread
-
+def _read_pieces(file: Path, as_scale: str | None) -> list[Piece]:
+    """The images of a file: one, however many frames it has; of an enhanced file each frame."""
     with _reading(file):
-        header = dcmread(file)
+        header = open_dicom(file)
         text = exact_text(header)
         if reason := _unreadable(header):
             raise ScanError(f"{file} is {reason}")
         stored = _decode(file, header)
-        allocated, used = int(header.BitsAllocated), int(header.BitsStored)
-        signed = bool(header.PixelRepresentation)
-        if not 0 < used <= allocated or int(header.get("HighBit", used - 1)) != used - 1:
-            raise ScanError(f"{file} has {used} of {allocated} bits, up to bit {header.get('HighBit')}: not supported")
-        slope, intercept, scale = _rescale(file, header, as_scale)
-        # bits above the stored ones may hold overlays, or nothing that means anything
-        shift = stored.dtype.itemsize * 8 - used
-        meant = (stored << shift) >> shift
-        if (bits := padding_bits(header, allocated, used, signed)) == used:
-            stored = meant
-        padding = declared_padding(stored, header, bits, signed)
-        values = meant * slope + intercept
-        lossy = header.get("LossyImageCompression") == "01"
-        smeared = lossy and header.file_meta.TransferSyntaxUID.is_encapsulated
-        if scale == "HU":
-            # compression with loss smears padding over neighbouring values, so that no single one marks it
-            padding |= values < UNDECLARED_PADDING_HU if smeared else undeclared_padding(meant, values)
-        origin, axes = _geometry(file, header)
         for keyword in ("PixelData", "DataSetTrailingPadding"):
             header.pop(keyword, None)
-        values = values.astype(np.float32)
-        return Piece(file, header, values, padding, stored[padding], scale, origin, axes, lossy, text)
+        if not is_enhanced(header):
+            return [_piece(file, header, stored, as_scale, text)]
+        frames = enumerate(frame_headers(file, header))
+        return [_piece(file, frame, stored[k : k + 1], as_scale, text, whole=header) for k, frame in frames]
+
+
+def _piece(
+    file: Path, header: Any, stored: np.ndarray, as_scale: str | None, text: dict[int, bytes], whole: Any = None
+) -> Piece:
+    allocated, used = int(header.BitsAllocated), int(header.BitsStored)
+    signed = bool(header.PixelRepresentation)
+    notes = (GUESSED,) if getattr(whole or header, "guessed", False) else ()
+    if not 0 < used <= allocated or int(header.get("HighBit", used - 1)) != used - 1:
+        raise ScanError(f"{file} has {used} of {allocated} bits, up to bit {header.get('HighBit')}: not supported")
+    slope, intercept, scale = _rescale(file, header, as_scale)
+    # bits above the stored ones may hold overlays, or nothing that means anything
+    shift = stored.dtype.itemsize * 8 - used
+    meant = (stored << shift) >> shift if shift else stored
+    if (bits := padding_bits(header, allocated, used, signed)) == used:
+        stored = meant
+    padding = declared_padding(stored, header, bits, signed)
+    lossy = header.get("LossyImageCompression") == "01"
+    smeared = lossy and (whole or header).file_meta.TransferSyntaxUID.is_encapsulated
+    if scale == "HU":
+        values = meant * slope + intercept
+        outside = lies_outside(padding, values)
+        notes += padding_doubts(padding & ~outside, outside, values)
+        # compression with loss smears padding over neighbouring values, so that no single one marks it
+        padding = outside | (values < UNDECLARED_PADDING_HU if smeared else undeclared_padding(meant, values))
+    origin, axes = _geometry(file, header)
+    mask = own_pages(padding) if padding.any() else None
+    measured = (own_pages(meant) if whole is None else meant, slope, intercept, mask, stored[padding])
+    return Piece(file, header, *measured, scale, origin, axes, lossy, text, notes, whole)
 
 
 def _decode(file: Path, header: Any) -> np.ndarray:
@@ -293,6 +329,8 @@ def _decode(file: Path, header: Any) -> np.ndarray:
     syntax = header.file_meta.get("TransferSyntaxUID")
     if not syntax:
         raise ScanError(f"{file} does not say its transfer syntax, so its pixels cannot be decoded")
+    if getattr(header, "guessed", False) and header.PixelData[:4] == b"\xfe\xff\x00\xe0":
+        raise ScanError(f"{file} has no meta header, and its pixels are compressed in a way that it does not say")
     frames = int(header.get("NumberOfFrames") or 1)
     if not 0 < header.Rows * header.Columns * frames <= LARGEST_FILE_PIXELS:
         raise ScanError(f"{file} claims {frames} x {header.Rows} x {header.Columns} pixels: it seems damaged")

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 import ldctlib
-from ldctlib.data.dicom_padding import declared_padding, padding_bits, undeclared_padding, wrap
+from ldctlib.data.dicom_enhanced import derive_frames, is_enhanced, rescales
+from ldctlib.data.dicom_padding import declared_padding, lies_outside, padding_bits, undeclared_padding, wrap
 from ldctlib.data.dicom_text import fitting, restore_text
 from ldctlib.data.scan import DicomOrigin, Scan, check_values
 from ldctlib.data.volume import instance_numbers
@@ -85,6 +86,8 @@ def write_derived(
             for index, (header, text) in enumerate(zip(headers, scan.origin.texts, strict=True)):
                 own = {k: fitting(v, header) for k, v in shared.items()} | {"InstanceNumber": numbers[index]}
                 dataset = _derive(header, own | {"SOPInstanceUID": uid(str(index))}, derivation, begun)
+                if is_enhanced(header):
+                    derive_frames(dataset, header, scan.origin.frames[index])
                 restore_text(dataset, text, header, but=own)
                 _set_pixels(dataset, _stored(scan, array, index, pixel), pixel)
                 file = work / f"{index + 1:04d}.dcm"
@@ -119,6 +122,7 @@ def write_synthetic(
         header = Dataset()
         header.SOPClassUID, header.Modality, header.ImageType = CTImageStorage, "CT", ["", "", "AXIAL", "SYNTHETIC"]
         header.PatientName, header.PatientID, header.PatientIdentityRemoved = "SYNTHETIC^CT", "SYNTHETIC", "YES"
+        header.DeidentificationMethod, header.Laterality, header.AcquisitionNumber = "no patient was scanned", "", None
         header.PatientBirthDate = header.PatientSex = header.AccessionNumber = header.ReferringPhysicianName = ""
         header.StudyInstanceUID, header.FrameOfReferenceUID, header.StudyID = study, frame, "SYNTHETIC"
         header.StudyDescription, header.StudyDate, header.StudyTime = "SYNTHETIC: no patient was scanned", "", ""
@@ -133,7 +137,7 @@ def write_synthetic(
         header.RescaleSlope, header.RescaleIntercept, header.RescaleType, header.Manufacturer = 1, 0, "HU", "ldctlib"
         header.WindowCenter, header.WindowWidth = window
         headers.append(header)
-    origin = DicomOrigin(headers, [1] * depth, [np.empty(0)] * depth, [{}] * depth)
+    origin = DicomOrigin(headers, [(0,)] * depth, [np.empty(0)] * depth, [{}] * depth)
     scan = Scan(values_hu.float(), "HU", (slice_mm, pixel_mm, pixel_mm), origin=origin)
     said = dict(description=description, series_description=f"SYNTHETIC {description}"[:64], derivation=None)
     return write_derived(scan, values_hu, folder, **said)
@@ -151,6 +155,10 @@ class _PixelFormat:
         low = -(1 << self.stored - 1) if self.signed else 0
         return low, low + (1 << self.stored) - 1
 
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(f"<{'i' if self.signed else 'u'}{self.allocated // 8}")
+
 
 def _pixel_format(scan: Scan, values: np.ndarray) -> _PixelFormat:
     """The narrowest format that holds all values and tells padding from them. Raises ScanError if there is none."""
@@ -163,35 +171,38 @@ def _pixel_format(scan: Scan, values: np.ndarray) -> _PixelFormat:
             return candidate
     measured = values if scan.padding is None else values[~scan.padding.numpy()]
     span = f"values from {measured.min():.6g} to {measured.max():.6g}, padding included, do not fit 16 signed bits"
-    slope, intercept = _rescale(scan.origin.headers[0])
+    slope, intercept = rescales(scan.origin.headers[0], scan.origin.frames[0])[0]
     rescale = f"rescale slope {slope:g} and intercept {intercept:g}"
     raise ScanError(f"{span} with the source's {rescale}: nothing was written. Clip them to the source's range first")
-
-
-def _rescale(header: Any) -> tuple[float, float]:
-    return float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
 
 
 def _stored(scan: Scan, values: np.ndarray, file: int, pixel: _PixelFormat) -> np.ndarray | None:
     """Stored integers (F, H, W) of a file's frames; None where the format does not hold them, or where a reader would
     find other padding in them."""
-    header, first = scan.origin.headers[file], sum(scan.origin.frames[:file])
-    part, (slope, intercept) = slice(first, first + scan.origin.frames[file]), _rescale(header)
-    stored = np.rint((values[part].astype(np.float64) - intercept) / slope)
-    padding = np.zeros(stored.shape, bool) if scan.padding is None else scan.padding[part].numpy()
-    stored[padding] = PADDING_MOVED if pixel.padding_moved else scan.origin.stored_padding[file]
-    low, high = pixel.limits
-    if stored.min() < low or stored.max() > high:
-        return None
-    stored = stored.astype(np.int64)
-    if pixel.padding_moved:
-        found = stored == PADDING_MOVED
-    else:
-        bits = padding_bits(header, pixel.allocated, pixel.stored, pixel.signed)
-        found = declared_padding(stored, header, bits, pixel.signed)
-        if scan.scale == "HU":
-            found |= undeclared_padding(stored, stored * slope + intercept)
-    return stored if np.array_equal(found, padding) else None
+    header, frames = scan.origin.headers[file], scan.origin.frames[file]
+    first, (low, high) = sum(map(len, scan.origin.frames[:file])), pixel.limits
+    bits = padding_bits(header, pixel.allocated, pixel.stored, pixel.signed)
+    out, known = np.empty((len(frames), *values.shape[1:]), pixel.dtype), 0
+    for k, (slope, intercept) in enumerate(rescales(header, frames)):  # one by one, for memory's sake
+        stored = np.rint((values[first + k].astype(np.float64) - intercept) / slope)[None]
+        padding = np.zeros(stored.shape, bool) if scan.padding is None else scan.padding[first + k].numpy()[None]
+        count = int(padding.sum())
+        kept = scan.origin.stored_padding[file][known : (known := known + count)]
+        stored[padding] = PADDING_MOVED if pixel.padding_moved else kept
+        if stored.min() < low or stored.max() > high:
+            return None
+        stored = stored.astype(np.int64)
+        if pixel.padding_moved:
+            found = stored == PADDING_MOVED
+        else:
+            found = declared_padding(stored, header, bits, pixel.signed)
+            if scan.scale == "HU":
+                values_hu = stored * slope + intercept
+                found = lies_outside(found, values_hu) | undeclared_padding(stored, values_hu)
+        if not np.array_equal(found, padding):
+            return None
+        out[k] = stored[0]
+    return out
 
 
 def _derive(
@@ -267,9 +278,8 @@ def _set_pixels(dataset: Any, stored: np.ndarray, pixel: _PixelFormat) -> None:
                 dataset.add_new(keyword, vr, value)
         if pixel.padding_moved:
             dataset.add_new("PixelPaddingValue", "SS", PADDING_MOVED)
-    dtype = np.dtype(f"<{'i' if pixel.signed else 'u'}{pixel.allocated // 8}")
-    data = stored.astype(dtype).tobytes()
-    dataset.add_new("PixelData", "OB" if pixel.allocated == 8 else "OW", data + b"\0" * (len(data) % 2))
+    data = stored.tobytes()
+    dataset.add_new("PixelData", "OB" if pixel.allocated == 8 else "OW", data + b"\0" if len(data) % 2 else data)
 
 
 def _drop_embedded_overlays(dataset: Any) -> None:

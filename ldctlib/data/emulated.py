@@ -24,6 +24,7 @@ from ldctlib.ct.kernels import Kernel
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.projector import projector
 from ldctlib.data.collection import Collection
+from ldctlib.data.dicom_read import files_below
 from ldctlib.data.natural import photographs, read_photograph
 from ldctlib.data.patches import crops
 from ldctlib.data.six_dose import DOSES
@@ -168,7 +169,7 @@ class EmulatedPhotographs(BankStream):
 def photograph_files(folder: str) -> tuple[Path, ...]:
     """The image files in a folder and below it, in order; raises ScanError where there is none."""
     kinds = {".png", ".jpg", ".jpeg"}
-    files = tuple(sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in kinds and path.is_file()))
+    files = tuple(path for path in files_below(Path(folder)) if path.suffix.lower() in kinds)
     if not files:
         raise ScanError(f"{folder} holds no photographs (png, jpg, jpeg): give their folder, or leave it out")
     return files

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldctlib.data.dicom_read import files_below
 from ldctlib.errors import ScanError
 from ldctlib.units import Window
 
@@ -58,7 +59,8 @@ def open_ldctiqac(folder: str | Path, window: Window = LDCTIQAC_WINDOW) -> Score
     """
     folder = Path(folder)
     scores: dict[str, float] = {}
-    for path in sorted(folder.rglob("*.json")):
+    files = files_below(folder)
+    for path in (file for file in files if file.suffix == ".json"):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -69,7 +71,7 @@ def open_ldctiqac(folder: str | Path, window: Window = LDCTIQAC_WINDOW) -> Score
         raise ScanError(f"{folder}: no JSON file with scores of images, {{name: number}}, as LDCTIQAC 2023 has it")
     if wrong := [name for name, score in scores.items() if not 0 <= score <= 4]:
         raise ScanError(f"{folder}: scores lie from 0 to 4, that of {wrong[0]} is {scores[wrong[0]]}")
-    there = {path.name: path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff")}
+    there = {path.name: path for path in files if path.suffix.lower() in (".tif", ".tiff")}
     stems = {path.stem: path for path in there.values()}
     files = {name: there.get(name) or stems.get(name) for name in sorted(scores)}
     if missing := [name for name, path in files.items() if path is None]:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ldctlib.data.case import Case, Source
 from ldctlib.data.cine_layouts import CINE_LAYOUTS, cine_cases
-from ldctlib.data.dicom_read import SeriesInfo, files_below, is_dicom, list_series
+from ldctlib.data.dicom_open import is_dicom
+from ldctlib.data.dicom_read import SeriesInfo, files_below, list_series
 from ldctlib.data.dose_marks import SETTINGS, split_mark
 from ldctlib.data.lits_layout import lits_cases
 from ldctlib.data.nifti import is_label_map, is_volume_file, volume_stem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ def read_nifti(path: str | Path, *, scale: str = "HU", frame: int | None = None,
     ``scale`` says what the numbers are ("HU" or "arbitrary"), because the format does not. Voxels that are
     not finite are padding. ``as_stored`` turns nothing: the third stored axis is D, as oblique stacks need. A header
     that gives no spacing (1, 1, 1 in no unit, and no orientation) is noted; in arbitrary units the scan then has none.
+    Metres and microns become mm, with a note; where the affine and pixdim disagree, the affine holds, with a note.
     Raises ScanError for what is no 3-D volume of real numbers or has no such frame, MissingDependency without nibabel.
     """
     nib = require("nibabel", extra="nifti", needed_for="reading NIfTI")
     path = Path(path)
-    if not path.is_file():
-        raise ScanError(f"{path} does not exist: give a .nii or .nii.gz file")
+    if not os.path.isfile(path):
+        raise ScanError(f"{path} does not exist, or lies in a folder that may not be read: give a .nii or .nii.gz file")
     try:
         image = nib.load(path)
         shape = tuple(int(n) for n in image.shape)
@@ -41,20 +43,22 @@ def read_nifti(path: str | Path, *, scale: str = "HU", frame: int | None = None,
             raise ScanError(f"{path} has shape {shape}: one 3-D volume is needed; split other series first")
         else:
             stored = image.dataobj
-        volume = np.asarray(stored, np.float64).reshape((shape + (1,))[:3])
+        unit, notes = _unit_mm(path, image)
+        volume = np.asarray(stored, np.float32).reshape((shape + (1,))[:3])
         turn = nib.orientations
         axes = turn.io_orientation(image.affine)
         orientation = turn.ornt_transform(axes, axes if as_stored else turn.axcodes2ornt("LPS"))
         turned = turn.apply_orientation(volume, orientation)
         affine = image.affine @ turn.inv_ornt_aff(orientation, volume.shape)
+        affine[:3] *= unit
     except LdctError:
         raise
     except Exception as error:  # nibabel and zlib raise many kinds on damaged files
         raise ScanError(f"{path} cannot be read as NIfTI ({type(error).__name__}: {error})") from error
     values = np.ascontiguousarray(turned.transpose(2, 1, 0))
+    del volume, turned, stored
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     first, step = (0.0, spacing[2]) if as_stored else affine[2, [3, 2]]
-    notes = ()
     unknown = image.header.get_xyzt_units()[0] == "unknown" and np.array_equal(image.affine[:3, :3], np.eye(3))
     if unknown:
         taken = "taken as 1 mm" if scale == "HU" else "left unknown"
@@ -71,6 +75,22 @@ def read_nifti(path: str | Path, *, scale: str = "HU", frame: int | None = None,
         source_files=(path,),
         origin=NiftiOrigin(image.header.copy(), image.affine.copy(), shape, orientation),
     )
+
+
+def _unit_mm(path: Path, image) -> tuple[float, tuple[str, ...]]:
+    """The header's unit of length in mm, and notes on what it says of the spacing."""
+    linear, notes = image.affine[:3, :3], ()
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(linear)) < 1e-12 * np.linalg.norm(linear) ** 3:
+        raise ScanError(f"{path} has an affine that is no map of voxels to mm: repair its sform or qform")
+    spacing, pixdim = (np.asarray(s, float) for s in (np.linalg.norm(linear, axis=0), image.header.get_zooms()[:3]))
+    if not np.allclose(spacing[: len(pixdim)], pixdim, rtol=0.01):
+        said = (", ".join(f"{step:.4g}" for step in steps) for steps in (spacing, pixdim))
+        notes += ("the affine says a spacing of {}, pixdim {}: the affine's is taken".format(*said),)
+    unit = {"micron": 1e-3, "meter": 1e3}.get(name := image.header.get_xyzt_units()[0], 1.0)
+    if unit != 1:
+        told = " x ".join(f"{step:.3g}" for step in spacing * unit)
+        notes += (f"the header's unit is {name}: its voxels are {told} mm; if that is wrong, mend xyzt_units",)
+    return unit, notes
 
 
 def open_nifti(path: Path):
@@ -123,7 +143,7 @@ def read_npy(path: str | Path, *, scale: str = "HU") -> Scan:
         raise ScanError(f"{path} cannot be read as a NumPy array ({type(error).__name__}: {error})") from error
     if array.ndim not in (2, 3) or array.dtype.kind not in "iuf" or array.size == 0:
         raise ScanError(f"{path} holds {array.dtype} {array.shape}: real numbers (H, W) or (D, H, W) are needed")
-    values = array.reshape((-1, *array.shape[-2:])).astype(np.float64)
+    values = array.reshape((-1, *array.shape[-2:])).astype(np.float32)
     unmeasured = ~np.isfinite(values)
     told = dict(description=volume_stem(path), source_files=(path,), notes=_doubts(values, unmeasured, scale))
     return Scan(**fill_padding(values, unmeasured, scale), spacing_mm=None, **told)

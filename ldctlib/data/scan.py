@@ -61,7 +61,7 @@ class Scan:
         """The scan with these slices only, in this order; one of single DICOM files can still be written."""
         index = list(slices)
         origin = self.origin
-        if isinstance(origin, DicomOrigin) and all(frames == 1 for frames in origin.frames):
+        if isinstance(origin, DicomOrigin) and all(len(frames) == 1 for frames in origin.frames):
             origin = DicomOrigin(*([of_each[i] for i in index] for of_each in vars(origin).values()))
         elif len(index) != len(self.values):
             origin = None
@@ -82,11 +82,12 @@ class Scan:
 
 @dataclass
 class DicomOrigin:
-    """Of each file, in slice order: its header (a pydicom dataset without pixels), how many slices it holds, the stored
-    values of its padded pixels in the order of a boolean index, and the bytes of its text that is no ASCII."""
+    """Of each file, in slice order: its header (a pydicom dataset without pixels), which of its frames its slices are
+    (the first is 0), the stored values of its padded pixels in the order of a boolean index, and the bytes of its text
+    that is no ASCII."""
 
     headers: list[Any]
-    frames: list[int]
+    frames: list[tuple[int, ...]]
     stored_padding: list[np.ndarray]
     texts: list[dict[int, bytes]]
 

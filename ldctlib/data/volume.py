@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,43 @@ GAP = 0.1
 """A step between slices may differ from the median step by this share of it."""
 SAME_POSITION_MM = 0.1
 """Slices that are nearer to each other than this lie at one place."""
+ROUNDING_MM = 0.1
+"""Some exports round positions so."""
 
 PHASES = """
-    AcquisitionNumber EchoTime EchoNumbers TriggerTime TemporalPositionIdentifier DiffusionBValue AcquisitionTime
-    ContentTime
+    TemporalPositionIndex AcquisitionNumber EchoTime EchoNumbers TriggerTime TemporalPositionIdentifier DiffusionBValue
+    AcquisitionTime ContentTime
 """.split()
 """What may differ between two images at the same place, most telling first."""
 
 
 @dataclass
 class Piece:
-    """One file: its frames in physical values, its padding, its header without pixels."""
+    """One file, or a frame of an enhanced one: its pixels as they are stored, since a long series in physical values
+    takes twice the memory; its padding, its header without pixels."""
 
     file: Path
     header: Any
-    values: np.ndarray  # float32 (F, H, W)
-    padding: np.ndarray  # bool (F, H, W)
+    stored: np.ndarray  # integers (F, H, W)
+    slope: float
+    intercept: float
+    padding: np.ndarray | None  # bool (F, H, W) in :func:`own_pages`, or None where no pixel is padding
     stored_padding: np.ndarray  # integers, of the padded pixels
     scale: str
     origin_mm: np.ndarray | None  # (3,) ImagePositionPatient
     axes: np.ndarray | None  # (3, 3) unit vectors: along a row, down a column, normal
     lossy: bool  # compressed with loss at some time
     text: dict[int, bytes]  # of the header, what is no ASCII
+    notes: tuple[str, ...] = ()
+    whole: Any = None  # the header of the enhanced file that this is a frame of
+
+    @property
+    def name(self) -> str:
+        return str(self.file) if self.whole is None else f"{self.file}, frame {self.header.InstanceNumber}"
+
+    def values(self) -> np.ndarray:
+        """float32 (F, H, W) in the piece's scale."""
+        return (self.stored * self.slope + self.intercept).astype(np.float32)
 
     @property
     def position_mm(self) -> float:
@@ -48,6 +64,10 @@ class Piece:
 def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
     """One scan from the files of one series; raises ScanError where they do not make a volume."""
     notes: list[str] = []
+    for keyword in ("PixelSpacing", "ImageOrientationPatient"):
+        said = sorted({tuple(map(float, piece.header.get(keyword) or ())) for piece in pieces})
+        if len(said) > 1 and all(said):
+            notes.append(f"{keyword} differs in its last digits, {said[0]} and {said[-1]}: the first slice's holds")
     if len(pieces) > 1:
         pieces = _in_order(pieces, allow_gaps, notes)
     first = pieces[0]
@@ -58,11 +78,12 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
     if tilt > 0.1:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the stack of slices is sheared")
     spacing = _spacing(first, step, notes)
-    headers, frames = [piece.header for piece in pieces], [len(piece.values) for piece in pieces]
+    notes += dict.fromkeys(note for piece in pieces for note in piece.notes)
+    headers, frames = [piece.header for piece in pieces], [len(piece.stored) for piece in pieces]
     placed = set(frames) == {1} and all(piece.axes is not None for piece in pieces)
     kernel = first.header.get("ConvolutionKernel") or []
-    stored, texts = ([getattr(piece, name) for piece in pieces] for name in ("stored_padding", "text"))
-    values, padding = (_joined(pieces, name) for name in ("values", "padding"))
+    origin = _origin(pieces)
+    values, padding = _joined(pieces)
     return Scan(
         **fill_padding(values, padding, first.scale),
         spacing_mm=spacing,
@@ -76,30 +97,52 @@ def assemble(pieces: list[Piece], *, allow_gaps: bool) -> Scan:
         affine=_affine(first, step, spacing),
         tilt_deg=tilt,
         notes=tuple(notes),
-        source_files=tuple(piece.file for piece in pieces),
-        origin=DicomOrigin(headers, frames, stored, texts),
+        source_files=tuple(dict.fromkeys(piece.file for piece in pieces)),
+        origin=origin,
     )
 
 
-def _joined(pieces: list[Piece], name: str) -> np.ndarray:
-    """One array of all pieces, which give theirs up: of a long series memory holds one copy."""
-    parts = [getattr(piece, name) for piece in pieces]
-    out, first = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype), 0
-    for i, piece in enumerate(pieces):
-        out[first : (first := first + len(parts[i]))] = parts[i]
-        parts[i] = None
-        setattr(piece, name, None)
+def _origin(pieces: list[Piece]) -> DicomOrigin:
+    """What is needed to write the pieces back; frames of one enhanced file are one file again."""
+    stored, first = [piece.stored_padding for piece in pieces], pieces[0]
+    if first.whole is not None:
+        order = tuple(int(piece.header.InstanceNumber) - 1 for piece in pieces)
+        return DicomOrigin([first.whole], [order], [np.concatenate(stored)], [first.text])
+    headers, texts = [piece.header for piece in pieces], [piece.text for piece in pieces]
+    return DicomOrigin(headers, [tuple(range(len(piece.stored))) for piece in pieces], stored, texts)
+
+
+def own_pages(array: np.ndarray) -> np.ndarray:
+    """A copy in pages of its own, which go back to the system with it: the heap keeps what thousands of small arrays
+    took."""
+    if not array.size:
+        return array
+    out = np.frombuffer(mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    out[:] = array
     return out
+
+
+def _joined(pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Values and padding of all pieces, which give theirs up: of a long series memory holds one copy."""
+    shape = (sum(len(piece.stored) for piece in pieces), *pieces[0].stored.shape[1:])
+    values, padding, first = np.empty(shape, np.float32), np.zeros(shape, bool), 0
+    for piece in pieces:
+        part = slice(first, first := first + len(piece.stored))
+        values[part] = piece.values()
+        if piece.padding is not None:  # else those pages are never touched
+            padding[part] = piece.padding
+        piece.stored = piece.padding = None
+    return values, padding
 
 
 def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[Piece]:
     """Sorted along the normal, copies dropped; without any positions by instance number, where ``allow_gaps``."""
     placed = any(piece.axes is not None for piece in pieces)
     for piece in pieces:
-        if len(piece.values) > 1:
+        if len(piece.stored) > 1:
             raise ScanError(f"{piece.file} has several frames but is not alone in its series: read it by itself")
         if piece.axes is None and (placed or not allow_gaps):
-            lacks = f"{piece.file} lacks ImagePositionPatient or ImageOrientationPatient"
+            lacks = f"{piece.name} lacks ImagePositionPatient or ImageOrientationPatient"
             raise ScanError(f"{lacks}, so its place is unknown: read it by itself, or leave it out")
         if piece.scale != pieces[0].scale:
             raise ScanError(f"{piece.file} is in other units than {pieces[0].file}: this series mixes them")
@@ -108,12 +151,14 @@ def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[P
         notes.append(f"no file has a position: slices are in the order of their {'numbers' if numbers else 'names'}")
         by_name = sorted(pieces, key=lambda piece: piece.file.name)
         return [pieces[i] for i in np.argsort(numbers)] if numbers else by_name
+    for piece in pieces:  # one normal for all: at half a metre from the origin its fourth digit is half a slice
+        piece.axes = pieces[0].axes
     kept: list[Piece] = []
     dropped = 0
     # the file's name makes the choice among copies the same on every machine
     for piece in sorted(pieces, key=lambda piece: (round(piece.position_mm, 3), piece.file.name)):
         if kept and abs(piece.position_mm - kept[-1].position_mm) < SAME_POSITION_MM:
-            if not np.array_equal(piece.values, kept[-1].values):
+            if not np.array_equal(piece.values(), kept[-1].values()):
                 raise ScanError(_clash(kept[-1], piece))
             dropped += 1
         else:
@@ -126,21 +171,26 @@ def _in_order(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> list[P
 def _clash(one: Piece, other: Piece) -> str:
     differ = [key for key in PHASES if one.header.get(key) != other.header.get(key)]
     hint = f"; they differ in {', '.join(differ)}" if differ else ""
-    what = f"{one.file} and {other.file} show different images at the same place ({one.position_mm:.2f} mm)"
-    return f"{what}{hint}. Put one phase or echo into a folder of its own"
+    what = f"{one.name} and {other.name} show different images at the same place ({one.position_mm:.2f} mm)"
+    return f"{what}{hint}. Put one phase or echo into a {'folder' if one.whole is None else 'file'} of its own"
 
 
 def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray | None:
     """The vector from one slice to the next; None for a single slice, frames in time, or scattered slices."""
     if len(pieces) < 2 or pieces[0].axes is None:
-        if len(pieces[0].values) > 1:
+        if len(pieces[0].stored) > 1:
             notes.append("a multi-frame file: its frames are taken as they come, as slices or moments")
         return None
-    along = np.diff([piece.position_mm for piece in pieces])
+    at = np.array([piece.position_mm for piece in pieces])
+    along = np.diff(at)
     median = float(np.median(along))
     uneven = np.abs(along - median) > GAP * median
+    whole = (pieces[-1].origin_mm - pieces[0].origin_mm) / len(along)
+    if _rounded_evenly(pieces, at):
+        if uneven.any():
+            notes.append("positions are rounded to 0.1 mm: the spacing is that of the whole stack")
+        return whole
     if uneven.any():
-        at = [piece.position_mm for piece in pieces]
         where = ", ".join(f"{at[i]:.2f} to {at[i + 1]:.2f} mm" for i in np.flatnonzero(uneven)[:3])
         message = (
             f"{uneven.sum()} of {len(along)} steps between slices are not the usual {median:.3g} mm "
@@ -149,10 +199,21 @@ def _step(pieces: list[Piece], allow_gaps: bool, notes: list[str]) -> np.ndarray
         if not allow_gaps:
             raise ScanError(f"{pieces[0].file.parent}: {message}. If that is meant, read with allow_gaps=True")
         notes.append(message)
-    if uneven.sum() > len(along) / 2:  # a sample of a series: its steps say nothing of the slices' spacing
-        return None
-    steps = np.diff([piece.origin_mm for piece in pieces], axis=0)
-    return steps[int(np.argmin(np.abs(along - median)))]
+        if uneven.sum() > len(along) / 2:  # a sample of a series: its steps say nothing of the slices' spacing
+            return None
+        steps = np.diff([piece.origin_mm for piece in pieces], axis=0)
+        return steps[int(np.argmin(np.abs(along - median)))]
+    return whole  # what rounding does to one step is shared by all
+
+
+def _rounded_evenly(pieces: list[Piece], at: np.ndarray) -> bool:
+    """Whether positions, in mm along the normal, are those of an even stack, each coordinate rounded to 0.1 mm."""
+    units = np.array([piece.origin_mm for piece in pieces]) / ROUNDING_MM
+    even = np.linspace(at[0], at[-1], len(at))
+    # the ends are off by half a rounding each, and so is what lies between
+    most = ROUNDING_MM * np.abs(pieces[0].axes[2]).sum() + 1e-3
+    coarse = np.abs(units - np.rint(units)).max() < 1e-3
+    return bool(coarse and even[1] - even[0] > 4 * most and np.abs(at - even).max() < most)
 
 
 def _tilt_deg(first: Piece, step: np.ndarray | None) -> float:
