@@ -69,12 +69,13 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
         return Verdict("open", exercise.prompt)
     try:
         accepted = bool(exercise.accept(answer))
+        otherwise = exercise.hint
     except Exception as error:  # whatever a student's answer does, the notebook goes on
         reason = f"{type(error).__name__}: {error}"
-        return Verdict("not yet", f"this answer could not be tried ({reason}). {exercise.hint}")
+        accepted, otherwise = False, f"this answer could not be tried ({reason}). {exercise.hint}"
     if accepted:
         return Verdict("right", exercise.because)
-    return Verdict("not yet", next((text for fits, text in exercise.hints if _holds(fits, answer)), exercise.hint))
+    return Verdict("not yet", next((text for fits, text in exercise.hints if _holds(fits, answer)), otherwise))
 
 
 def solution(name: str) -> Verdict:

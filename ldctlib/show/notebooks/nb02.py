@@ -14,17 +14,46 @@ import torch
 from torch import Tensor
 
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
-from ldctlib.show.widgets import Panel, grey, panel
+from ldctlib.show.widgets import Panel, grey, hu_bar, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ldctlib.models.autoencoder import Autoencoder
+
 Decode = Callable[[Tensor], Tensor]
 
 CENTRE = 1 / 3
 """Share of a latent's height and width, in its middle, that a walk's shift moves."""
+
+
+def autoencoder_diagram(model: Autoencoder, side: int) -> Figure:
+    """Encoder (above) and decoder (below) of an autoencoder with a stem and a shortcut, sizes for side² pixels."""
+    stem, latent = model.stem, f"{model.latent_channels} × {side // model.factor}²"
+    levels = len(model.encoder.levels)
+    last, wide = 2 + 1.3 * levels, 1.3 * levels
+    boxes = {
+        "x": ("$x$", 0, 1, f"1 × {side}²", "data", 0.8),
+        "stem": (f"{stem} × {stem} to channels", 0.8, 1, f"{stem**2} × {side // stem}²", "operation", 1.2),
+        "posterior": (r"$\mu,\ \sigma$", last, 1, f"2 × {latent}", "data", 1.2),
+        "z": (r"$z = \mu + \sigma\epsilon$", last, 2, latent, "data", 1.2),
+        "unstem": (f"channels to {stem} × {stem}", 0.8, 2, f"1 × {side}²", "operation", 1.2),
+        "x_hat": (r"$\tilde x$", 0, 2, f"1 × {side}²", "data", 0.8),
+        "W": ("$W$", 2, 0, f"{model.latent_channels} cosines of {model.factor} × {model.factor} pixels", "network", wide),
+        "WT": (r"$W^\mathsf{T}$", 2, 3, "the same cosines at the start", "network", wide),
+    }
+    for i, level in enumerate(model.encoder.levels):
+        text = "residual" + " + attention" * (len(level) > 1)
+        shape = f"{level[0].out_layers[-1].out_channels} × {side // stem // 2**i}²"
+        boxes |= {f"{part}{i}": (text, 2 + 1.3 * i, row, shape, "network", 1.3) for part, row in (("E", 1), ("D", 2))}
+    down = ["x", "stem", *(f"E{i}" for i in range(levels)), "posterior", "z"]
+    up = ["z", *(f"D{i}" for i in reversed(range(levels))), "unstem", "x_hat"]
+    arrows = [*zip(down, down[1:], strict=False), *zip(up, up[1:], strict=False)]
+    arrows += [("x", "W", "", "down"), ("W", "posterior", "+", "across")]
+    return diagram(boxes, [*arrows, ("z", "WT", "", "down"), ("WT", "x_hat", "+", "across")])
 
 
 def channels(z: Any) -> np.ndarray:
@@ -198,4 +227,8 @@ def latent_walk(decode: Decode, start: Tensor, end: Tensor, *, window: Window = 
         images = decode(torch.cat([walk_point(start, end, *point, unit) for point in points.values()]))
         return rows(dict(zip(points, images, strict=True)), window=window)
 
-    return panel(controls, render, figure)
+    def heads(channel: int, shift: float, **_) -> list[str]:
+        change = f"change by {shift:+.2f} std in channel {channel}"
+        return [f"decoded &emsp; {hu_bar(window)}", f"{change} &emsp; {hu_bar(Window(0, window.width))}"]
+
+    return panel(controls, render, figure, heads=heads)
