@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ldctlib.ct.kernels import Kernel
-from ldctlib.show.exercises import Exercise, number
+from ldctlib.show.exercises import Exercise, holds, number
 
 NYQUIST = 0.5 / 0.75
 PEAK = 0.40
@@ -24,24 +25,17 @@ def _without_electronics(p, n0, a, electronic_sd):
 
 
 def _same_as(expected: Callable[..., Any]) -> Callable[[Any], bool]:
-    """Accepts functions of arrays, tensors or numbers that agree with ``expected`` on a grid of rays and scans."""
-    p = np.array([0.5, 2.0, 4.0, 6.0])
+    """Accepts functions of an array, a tensor or a number that agree with ``expected`` for some rays and scans."""
+    import torch
+
+    p, cases = np.array([0.5, 2.0, 4.0, 6.0]), [(1e5, 0.25, 0.0), (1e5, 0.25, 12.0), (3e4, 0.1, 5.0)]
+
+    def agrees(form: Callable[..., Any]) -> bool:
+        return all(np.allclose(np.asarray(form(*c), dtype=float), expected(p, *c), rtol=1e-4) for c in cases)
 
     def accept(answer: Any) -> bool:
-        import torch
-
-        cases = [(1e5, 0.25, 0.0), (1e5, 0.25, 12.0), (3e4, 0.1, 5.0)]
-        forms = (lambda *c: answer(p, *c), lambda *c: answer(torch.tensor(p), *c))
-        forms += (lambda *c: [answer(float(each), *c) for each in p],)
-        for i, form in enumerate(forms):
-            try:
-                given = [np.asarray(form(*case), dtype=float) for case in cases]
-            except Exception:
-                if i == len(forms) - 1:
-                    raise
-            else:
-                return all(np.allclose(g, expected(p, *c), rtol=1e-4) for g, c in zip(given, cases, strict=True))
-        return False
+        arrays = any(holds(agrees, partial(answer, rays)) for rays in (p, torch.from_numpy(p)))
+        return arrays or agrees(lambda *case: [answer(float(ray), *case) for ray in p])
 
     return accept
 

@@ -1,4 +1,4 @@
-"""Notebook 02: a latent's channels as a mosaic, the decoder's response to one number, and a walk through a latent.
+"""Notebook 02: an autoencoder's diagram, a latent's channels as a mosaic, and a walk through a latent.
 
 A latent is (1, c, h, w) or (c, h, w), raw (as the decoder takes it). ``decode`` is any callable from raw latents
 (B, c, h, w) to images (B, 1, H, W) in HU. Figures are closed to pyplot, as in :mod:`ldctlib.show.figures`.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.show.diagrams import diagram
-from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
+from ldctlib.show.figures import DIFFERENCE, curves, grid, plane, rows
 from ldctlib.show.widgets import Panel, grey, hu_bar, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -124,39 +124,23 @@ def bottleneck(
     return figure
 
 
-@torch.no_grad()
-def responses(decode: Decode, z: Tensor, *, amount: Any, size: int = 24) -> np.ndarray:
-    """The decoder's response to one number of the latent: (c, size, size) in HU.
+def training_bands(
+    values: Mapping[str, Tensor], runs: Sequence[str], levels: Mapping[str, Any], steps: Any, *, ramp: tuple[float, float]
+) -> Figure:
+    """Mean and range over several starts of the first two of the values, (steps, runs, starts) each.
 
-    z : (1, c, h, w); every channel in turn is raised at the middle position
-    amount : by which, a number or one for each channel
-    size : pixels that are cut around it from half of D(z + amount) - D(z - amount)
+    levels : a constant for each, from Eq. (B)
+    ramp : shares of the steps between which weights rise, drawn in grey
     """
-    if z.ndim != 4 or len(z) != 1:
-        raise ShapeError(f"responses takes one latent (1, c, h, w), got {tuple(z.shape)}")
-    c, h, w = z.shape[1:]
-    step = torch.diag(torch.as_tensor(amount, dtype=z.dtype, device=z.device).expand(c))
-    raised = z.repeat(2 * c, 1, 1, 1)
-    raised[:c, :, h // 2, w // 2] += step
-    raised[c:, :, h // 2, w // 2] -= step
-    up, down = decode(raised).split(c)
-    factor = up.shape[-1] // w
-    if min(up.shape[-2:]) < size:
-        raise ShapeError(f"the decoded image of {tuple(up.shape[-2:])} pixels is smaller than size={size}")
-    top, left = (n // 2 * factor + factor // 2 - size // 2 for n in (h, w))
-    return ((up - down) / 2)[:, 0, top : top + size, left : left + size].cpu().numpy()
-
-
-def atom_sheet(sets: Mapping[str, Any], *, titles: Sequence[str] | None = None) -> Figure:
-    """Small images (c, n, n) of every channel, a row for each name; each scaled to its own largest value."""
-    arrays = {name: channels(images) for name, images in sets.items()}
-    counts = {len(images) for images in arrays.values()}
-    if len(counts) != 1:
-        raise ShapeError(f"every row needs as many channels, got {sorted(counts)}")
-    lines = [[(i, Window(0, 2 * float(np.abs(i).max() or 1)), "RdBu_r") for i in images] for images in arrays.values()]
-    figure, axes = grid(lines, titles=titles or [str(i) for i in range(*counts)], labels=arrays, margins=(0.1, 0.5))
-    for axis in axes.flat:
-        axis.spines[:].set(visible=True, color="0.8")
+    shown = {label: values[label].detach() for label in list(values)[:2]}
+    panels = {label: {n: (steps, v[:, i].mean(-1)) for i, n in enumerate(runs)} for label, v in shown.items()}
+    figure = curves(panels, xlabel="step", levels={label: {"Eq. (B)": float(levels[label])} for label in shown})
+    for axis, v in zip(figure.axes, shown.values(), strict=True):
+        axis.axvspan(*(share * steps[-1] for share in ramp), color="0.93", zorder=0)
+        for i, line in enumerate(axis.lines[: len(runs)]):
+            low, high = v[:, i].aminmax(dim=-1)
+            axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)
+        axis.set_ylim(0, 2 * float(v[len(v) // 2 :].max()) if axis is figure.axes[0] else None)
     return figure
 
 
