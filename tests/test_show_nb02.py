@@ -70,6 +70,22 @@ def test_bottleneck_draws_a_number_of_the_latent_as_large_as_a_pixel(z):
     assert "6 × 9 × 12 = 648" in latent.get_title() and first.images[0].get_clim() == second.images[0].get_clim()
 
 
+def test_the_diagram_has_the_sizes_of_its_model():
+    model = Autoencoder(
+        width=8,
+        channel_mult=(1, 2),
+        latent_channels=5,
+        blocks=1,
+        attention_at=(2,),
+        stem=2,
+        shortcut=True,
+        norm_groups=4,
+    )
+    texts = [text.get_text() for text in nb02.autoencoder_diagram(model, 64).axes[0].texts]
+    assert {"1 × 64²", "4 × 32²", "8 × 32²", "16 × 16²", "2 × 5 × 16²", "5 × 16²"} <= set(texts)
+    assert texts.count("residual + attention") == 2  # one level, in the encoder and in the decoder
+
+
 # -- the walk -------------------------------------------------------------------------------------------
 
 
@@ -101,11 +117,13 @@ def test_render_walk_shows_the_image_and_what_the_shift_changed():
 
 def test_latent_walk_redraws_on_every_control_and_has_a_static_figure(z):
     panel = nb02.latent_walk(upsample, z, z + 50)
+    head = panel.box.children[-2]
     start = picture(panel.image.value)
     assert (start[:, 96:] == 128).all()
     panel.controls["shift"].value = 2.0
     shifted = picture(panel.image.value)
     assert (shifted[24:48, 96 + 32 : 96 + 64] > 128).all() and (shifted[:24, 96:] == 128).all()
+    assert "+2.00 std in channel 0" in head.value and "200 HU" in head.value
     panel.controls["channel"].value = 3  # a tenth of the effect
     assert 128 < picture(panel.image.value)[36, 96 + 48] < shifted[36, 96 + 48]
     panel.controls["shift"].value = 0.0

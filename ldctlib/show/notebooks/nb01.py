@@ -1,17 +1,16 @@
-"""Notebook 01: the way of a scan, streaks and their spectrum, simulated spectra over real ones."""
+"""Notebook 01: the way of a scan, and simulated spectra over real ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldctlib.ct.nps import BAND_CENTRES, NPS
+from ldctlib.ct.nps import BAND_CENTRES
 from ldctlib.ct.scanner_spectra import REAL_NPS, band_errors
 from ldctlib.show.diagrams import diagram
-from ldctlib.show.figures import curves, grid
-from ldctlib.units import Window
+from ldctlib.show.figures import curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,30 +35,6 @@ def scan_chain() -> Figure:
     return diagram(boxes, [*zip(names, names[1:], strict=False), ("dose", "count")])
 
 
-def anisotropy(spectrum: NPS) -> float:
-    """Noise energy within 15° of the v axis over that within 15° of the u axis, beyond 0.1 cycles a pixel."""
-    f = np.fft.fftshift(np.fft.fftfreq(len(spectrum.two_d)))
-    angle = np.degrees(np.arctan2(np.abs(f)[:, None], np.abs(f)[None, :]))
-    ring = np.hypot(f[:, None], f[None, :]) > 0.1
-    return float(spectrum.two_d[ring & (angle > 75)].mean() / spectrum.two_d[ring & (angle < 15)].mean())
-
-
-def streaks(image_hu: Any, noise_hu: Any, spectrum: NPS, *, window: Window = Window(0, 1600)) -> Figure:
-    """An image, its noise, and the logarithm of a part's 2-D spectrum."""
-    power = np.log10(spectrum.two_d)
-    power = np.kron(power, np.ones([n // len(power) for n in image_hu.shape[-2:]]))  # one shape in a line
-    look = Window((power.min() + power.max()) / 2, power.max() - power.min())
-    titles = f"quarter dose\n{window}", "its noise", f"NPS between the hips,\n{anisotropy(spectrum):.0f} : 1"
-    cells = [(image_hu, window, "gray"), (noise_hu, window, "gray"), (power, look, "magma")]
-    figure, axes = grid([cells], titles=titles, margins=(1.6, 0.8))
-    edge, ends = 0.5 / spectrum.pixel_mm, [0, (len(power) - 1) / 2, len(power) - 1]
-    labels = [f"{f:.2f}" for f in (-edge, 0, edge)]
-    axes[0, 2].set(xticks=ends, yticks=ends, xticklabels=labels, yticklabels=labels, xlabel="u (1/mm)", ylabel="v (1/mm)")
-    figure.colorbar(axes[0, 1].images[0], ax=list(axes[0, :2]), label="HU", fraction=0.03, pad=0.01)
-    figure.colorbar(axes[0, 2].images[0], ax=axes[0, 2], label="log10 of HU² mm²", fraction=0.05)
-    return figure
-
-
 def real_and_simulated(simulated: Mapping[str, np.ndarray], guess: np.ndarray) -> Figure:
     """Spectra in bands over the measured ones: each at the scale of its smallest error, the guess at its own peak."""
     panels, real = {}, {str(REAL_NPS[name]): REAL_NPS[name] for name in simulated}
@@ -72,7 +47,8 @@ def real_and_simulated(simulated: Mapping[str, np.ndarray], guess: np.ndarray) -
     for axis, (title, curve) in zip(figure.axes, real.items(), strict=True):
         axis.lines[2].set(linestyle=":", marker="")
         axis.get_legend().remove()
-        axis.fill_between(BAND_CENTRES, 0.8 * np.array(curve.bands), 1.2 * np.array(curve.bands), color="0.85", zorder=0)
+        bands = np.array(curve.bands)
+        axis.fill_between(BAND_CENTRES, 0.8 * bands, 1.2 * bands, color="0.85", zorder=0)
         axis.axvline(0.5 / curve.pixel_mm, color="0.6", linewidth=1)
         axis.text(0.5 / curve.pixel_mm, 1.27, "Nyquist ", ha="right", fontsize=8, color="0.4")
         axis.set_title(title, fontsize=9)

@@ -6,7 +6,7 @@ A latent is (1, c, h, w) or (c, h, w), raw (as the decoder takes it). ``decode``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldctlib.errors import ParameterError, ShapeError
 from ldctlib.show.diagrams import diagram
-from ldctlib.show.figures import DIFFERENCE, curves, grid, plane, rows
+from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
 from ldctlib.show.widgets import Panel, grey, hu_bar, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -42,7 +42,7 @@ def autoencoder_diagram(model: Autoencoder, side: int) -> Figure:
         "z": (r"$z = \mu + \sigma\epsilon$", last, 2, latent, "data", 1.2),
         "unstem": (f"channels to {stem} × {stem}", 0.8, 2, f"1 × {side}²", "operation", 1.2),
         "x_hat": (r"$\tilde x$", 0, 2, f"1 × {side}²", "data", 0.8),
-        "W": ("$W$", 2, 0, f"{model.latent_channels} cosines of {model.factor} × {model.factor} pixels", "network", wide),
+        "W": ("$W$", 2, 0, f"{model.latent_channels} cosines of {model.factor}² pixels", "network", wide),
         "WT": (r"$W^\mathsf{T}$", 2, 3, "the same cosines at the start", "network", wide),
     }
     for i, level in enumerate(model.encoder.levels):
@@ -121,26 +121,6 @@ def bottleneck(
     bar = dict(location="bottom", fraction=0.06, pad=0.02)
     figure.colorbar(axes[0, 0].images[0], ax=list(axes[0, :3]), label="HU (both images)", aspect=60, **bar)
     figure.colorbar(axes[0, 3].images[0], ax=axes[0, 3], label="HU", **bar)
-    return figure
-
-
-def training_bands(
-    values: Mapping[str, Tensor], runs: Sequence[str], levels: Mapping[str, Any], steps: Any, *, ramp: tuple[float, float]
-) -> Figure:
-    """Mean and range over several starts of the first two of the values, (steps, runs, starts) each.
-
-    levels : a constant for each, from Eq. (B)
-    ramp : shares of the steps between which weights rise, drawn in grey
-    """
-    shown = {label: values[label].detach() for label in list(values)[:2]}
-    panels = {label: {n: (steps, v[:, i].mean(-1)) for i, n in enumerate(runs)} for label, v in shown.items()}
-    figure = curves(panels, xlabel="step", levels={label: {"Eq. (B)": float(levels[label])} for label in shown})
-    for axis, v in zip(figure.axes, shown.values(), strict=True):
-        axis.axvspan(*(share * steps[-1] for share in ramp), color="0.93", zorder=0)
-        for i, line in enumerate(axis.lines[: len(runs)]):
-            low, high = v[:, i].aminmax(dim=-1)
-            axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)
-        axis.set_ylim(0, 2 * float(v[len(v) // 2 :].max()) if axis is figure.axes[0] else None)
     return figure
 
 
