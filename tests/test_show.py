@@ -201,7 +201,7 @@ def test_wipe_cuts_where_the_slider_is():
 
 def test_slice_viewer_redraws_on_every_control():
     volume = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 1, 8, 8) * 100
-    panel = widgets.slice_viewer(volume, window=Window(200, 400))
+    panel = widgets.slice_viewer(volume, window=Window(200, 400), titles=[f"z = {i} mm" for i in range(len(volume))])
 
     def shown() -> int:
         return int(picture(panel.image.value)[0, 0, 0])
@@ -214,12 +214,15 @@ def test_slice_viewer_redraws_on_every_control():
     panel.controls["slice"].value = 3
     panel.controls["width"].value = 400 * 2
     assert shown() == round(255 * (300 - 0) / 800)
+    assert "z = 3 mm" in panel.box.children[-2].value and "-0 <span" not in panel.box.children[-2].value
     assert len(drawn(panel.figure())) == 3
 
 
 def test_dose_slider_shows_the_scan_and_its_noise(image_hu):
     scans = {1.0: image_hu, 0.25: image_hu + 50}
-    panel = widgets.dose_slider(scans, image_hu)
+    panel = widgets.dose_slider(scans, image_hu, part=(..., slice(0, 8), slice(0, 8)), where="in a corner")
+    head = panel.box.children[-2]
+    assert "1 of full dose" in head.value and "its noise, 0 HU in a corner" in head.value
     width = image_hu.shape[-1]
     assert (picture(panel.image.value)[:, width:] == 128).all()  # full dose is the reference: no difference
     panel.controls["dose"].value = 0.25

@@ -51,9 +51,6 @@ def test_mosaic_shows_the_channels_in_reading_order(z):
         (lambda: nb02.mosaic(torch.zeros(2, 3, 4, 4)), ShapeError, r"got \(2, 3, 4, 4\)"),
         (lambda: nb02.mosaic(torch.zeros(3, 4, 4), columns=0), ParameterError, "at least one column"),
         (lambda: nb02.bottleneck(torch.zeros(8, 8), torch.zeros(2, 1, 1), torch.zeros(8, 9)), ShapeError, "one shape"),
-        (lambda: nb02.responses(upsample, torch.zeros(2, 3, 4, 4), amount=1.0), ShapeError, "one latent"),
-        (lambda: nb02.responses(upsample, torch.zeros(1, 3, 2, 2), amount=1.0), ShapeError, "smaller than size=24"),
-        (lambda: nb02.atom_sheet({"a": torch.zeros(3, 4, 4), "b": torch.zeros(2, 4, 4)}), ShapeError, r"got \[2, 3\]"),
     ],
 )
 def test_pictures_refuse(given, error, says):
@@ -73,37 +70,20 @@ def test_bottleneck_draws_a_number_of_the_latent_as_large_as_a_pixel(z):
     assert "6 × 9 × 12 = 648" in latent.get_title() and first.images[0].get_clim() == second.images[0].get_clim()
 
 
-def test_responses_are_what_the_decoder_does_with_one_number(z):
-    amounts = torch.tensor([1.0, 2.0, 3.0, 0.0, 5.0, 6.0])
-    out = nb02.responses(upsample, z, amount=amounts, size=24)
-    assert out.shape == (6, 24, 24)
-    expected = np.zeros((24, 24))
-    expected[8:16, 8:16] = 1  # its own block, in the middle of the cut
-    for response, size in zip(out, (1, 0.2, 0.3, 0, 0.5, 0.6), strict=True):
-        np.testing.assert_allclose(response, size * expected, atol=1e-4)
-
-
-def test_responses_of_an_untrained_shortcut_are_the_cosines():
+def test_the_diagram_has_the_sizes_of_its_model():
     model = Autoencoder(
         width=8,
-        channel_mult=(1, 1, 1),
+        channel_mult=(1, 2),
         latent_channels=5,
         blocks=1,
-        attention_at=(),
+        attention_at=(2,),
         stem=2,
         shortcut=True,
         norm_groups=4,
-    ).requires_grad_(False)
-    out = nb02.responses(model.decode, torch.zeros(1, 5, 6, 6), amount=1.0, size=8)
-    np.testing.assert_allclose(out, model.synthesis.weight[:, 0].numpy(), atol=1e-6)
-
-
-def test_atom_sheet_scales_each_to_its_own_largest_value():
-    images = torch.zeros(3, 4, 4)
-    images[0, 0, 0], images[1, 1, 1] = -7, 2
-    figure = nb02.atom_sheet({"a": images, "b": images})
-    assert [axis.images[0].get_clim() for axis in figure.axes] == 2 * [(-7, 7), (-2, 2), (-1, 1)]
-    assert [axis.get_title() for axis in figure.axes] == ["0", "1", "2", "", "", ""]
+    )
+    texts = [text.get_text() for text in nb02.autoencoder_diagram(model, 64).axes[0].texts]
+    assert {"1 × 64²", "4 × 32²", "8 × 32²", "16 × 16²", "2 × 5 × 16²", "5 × 16²"} <= set(texts)
+    assert texts.count("residual + attention") == 2  # one level, in the encoder and in the decoder
 
 
 # -- the walk -------------------------------------------------------------------------------------------
@@ -137,11 +117,13 @@ def test_render_walk_shows_the_image_and_what_the_shift_changed():
 
 def test_latent_walk_redraws_on_every_control_and_has_a_static_figure(z):
     panel = nb02.latent_walk(upsample, z, z + 50)
+    head = panel.box.children[-2]
     start = picture(panel.image.value)
     assert (start[:, 96:] == 128).all()
     panel.controls["shift"].value = 2.0
     shifted = picture(panel.image.value)
     assert (shifted[24:48, 96 + 32 : 96 + 64] > 128).all() and (shifted[:24, 96:] == 128).all()
+    assert "+2.00 std in channel 0" in head.value and "200 HU" in head.value
     panel.controls["channel"].value = 3  # a tenth of the effect
     assert 128 < picture(panel.image.value)[36, 96 + 48] < shifted[36, 96 + 48]
     panel.controls["shift"].value = 0.0
@@ -163,17 +145,17 @@ def test_latent_walk_redraws_on_every_control_and_has_a_static_figure(z):
         ("02.white", 5, "a quarter of the \\*variance\\*"),
         ("02.white", 20, "48 of 64"),
         ("02.white", 15.0, "not a quarter"),
-        ("02.white", 12, "Count variances"),
+        ("02.white", 12, "in each of the 64"),
         ("02.weight", 800, "model units"),
-        ("02.weight", 4e-4, "twice D"),
-        ("02.weight", 2e-4, "multiply by two"),
-        ("02.weight", 0.04, "square the 0.02"),
-        ("02.weight", 1e-6, "D = λ / 2, and D"),
+        ("02.weight", 4e-4, "That is D"),
+        ("02.weight", 2e-4, "not 2 λ"),
+        ("02.weight", 0.04, "D is a variance"),
+        ("02.weight", 1e-6, "amplitude or a variance"),
         ("02.scale", lambda mean, logvar: 1 / mean.std(), "scale of the means"),
         ("02.scale", lambda mean, logvar: (mean.var() + logvar.exp().mean()).sqrt(), "its inverse"),
         ("02.scale", lambda mean, logvar: 1 / (mean.var() + (logvar / 2).exp().mean()).sqrt(), "variances add"),
         ("02.scale", lambda mean, logvar: 1 / (mean.square() + logvar.exp()).mean().sqrt(), "taken off first"),
-        ("02.scale", lambda mean, logvar: 0.18215 + 0 * mean.sum(), "sum of two variances"),
+        ("02.scale", lambda mean, logvar: 0.18215 + 0 * mean.sum(), "look at their variance"),
     ],
 )
 def test_each_mistake_gets_its_hint(name, answer, says):

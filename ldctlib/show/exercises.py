@@ -69,12 +69,13 @@ def judge(exercise: Exercise, answer: Any) -> Verdict:
         return Verdict("open", exercise.prompt)
     try:
         accepted = bool(exercise.accept(answer))
+        otherwise = exercise.hint
     except Exception as error:  # whatever a student's answer does, the notebook goes on
         reason = f"{type(error).__name__}: {error}"
-        return Verdict("not yet", f"this answer could not be tried ({reason}). {exercise.hint}")
+        accepted, otherwise = False, f"this answer could not be tried ({reason}). {exercise.hint}"
     if accepted:
         return Verdict("right", exercise.because)
-    return Verdict("not yet", next((text for fits, text in exercise.hints if _holds(fits, answer)), exercise.hint))
+    return Verdict("not yet", next((text for fits, text in exercise.hints if holds(fits, answer)), otherwise))
 
 
 def solution(name: str) -> Verdict:
@@ -116,7 +117,8 @@ def is_open(answer: Any) -> bool:
     return code is not None and code.co_code in _EMPTY
 
 
-def _holds(fits: Accept, answer: Any) -> bool:
+def holds(fits: Accept, answer: Any) -> bool:
+    """Whether an answer is recognised; not if it cannot be tried."""
     try:
         return bool(fits(answer))
     except Exception:

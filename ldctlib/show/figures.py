@@ -177,7 +177,7 @@ def curves(
     """Line plots side by side: panel (its y label) → line name → (x, y).
 
     levels : panel → name → a constant to compare with, dashed
-    reference : name of the line to compare with, black and dashed
+    reference : name of the line to compare with, black and dashed; or several names
     log_x : powers of two on the x axis, for numbers of steps
     falling : the largest x on the left, for times that a sampler walks down
     one_legend : below all panels, which have the same lines
@@ -191,7 +191,8 @@ def curves(
         for name, (x, y) in lines.items():
             if len(x) != len(y):
                 raise ShapeError(f"'{name}': {len(x)} positions but {len(y)} values")
-            look = {"color": "black", "linestyle": "--"} if name == reference else {}
+            theory = name in ((reference,) if isinstance(reference, str) else reference or ())
+            look = {"color": "black", "linestyle": "--"} if theory else {}
             axis.plot(x, y, **{"marker": "o" if len(x) <= 40 else "", "markersize": 3.5, "label": name, **look})
         colours = ("black", "0.5", "0.75")
         for i, (name, level) in enumerate((levels or {}).get(label, {}).items()):

@@ -6,7 +6,7 @@ which redraws faster than a matplotlib figure would. ``panel.figure()`` is for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from ldctlib.units import SOFT_TISSUE, Window
 
 SIZE_PX = 512  # the longer side on screen
 WIPE_COLOUR = (230, 159, 0)
+BAR = "display: inline-block; width: 6em; height: .7em; border: 1px solid #999; background: linear-gradient(90deg"
+PIXELS = "<style>.ldct-pixels {image-rendering: pixelated}</style>"  # a browser smooths what it enlarges: a denoiser
 
 
 @dataclass
@@ -39,6 +41,11 @@ class Panel:
 def grey(image_hu: Any, window: Window) -> np.ndarray:
     """An image (H, W) in HU as uint8 grey levels in a window."""
     return np.rint(window.to_display(plane(image_hu)) * 255).astype(np.uint8)
+
+
+def hu_bar(window: Window) -> str:
+    """A window's grey levels between its two ends, as HTML for a title."""
+    return f'{window.low:g} <span style="{BAR}, black, white)"></span> {window.high:g} {window.unit}'
 
 
 def render_slice(volume_hu: Any, index: int, window: Window) -> np.ndarray:
@@ -72,8 +79,8 @@ def render_dose(scans_hu: Mapping[float, Any], dose: float, window: Window, refe
     return beside_error(scans_hu[dose], reference_hu, window)
 
 
-def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
-    """Scroll through a volume (D, H, W) or (D, 1, H, W) in HU, with level and width."""
+def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE, titles: Sequence[str] = ()) -> Panel:
+    """Scroll through a volume (D, H, W) or (D, 1, H, W) in HU, with level and width; ``titles`` name the slices."""
     import ipywidgets as w
 
     depth = len(volume_hu)
@@ -86,11 +93,16 @@ def slice_viewer(volume_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
     def render(slice: int, level: int, width: int) -> np.ndarray:
         return render_slice(volume_hu, slice, Window(level, width))
 
+    names = titles or [f"slice {i}" for i in range(depth)]
+
     def figure():
         chosen = sorted({depth // 4, depth // 2, 3 * depth // 4})
-        return rows({f"slice {i}": volume_hu[i] for i in chosen}, window=window)
+        return rows({names[i]: volume_hu[i] for i in chosen}, window=window)
 
-    return panel(controls, render, figure)
+    def heads(slice: int, level: int, width: int) -> list[str]:
+        return [f"{names[slice]} &emsp; {hu_bar(Window(level, width))}"]
+
+    return panel(controls, render, figure, heads=heads)
 
 
 def wipe(before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE, names=("before", "after")) -> Panel:
@@ -107,10 +119,13 @@ def wipe(before_hu: Any, after_hu: Any, *, window: Window = SOFT_TISSUE, names=(
     return panel(controls, render, lambda: rows(images, window=window))
 
 
-def dose_slider(scans_hu: Mapping[float, Any], reference_hu: Any, *, window: Window = SOFT_TISSUE) -> Panel:
+def dose_slider(
+    scans_hu: Mapping[float, Any], reference_hu: Any, *, window: Window = SOFT_TISSUE, part=..., where: str = ""
+) -> Panel:
     """One slice at several doses, scanned beforehand: dose (a fraction of full) → image in HU.
 
-    Right of it is its noise, the difference to ``reference_hu``.
+    Right of it is its noise, the difference to ``reference_hu``, and above that its standard deviation in ``part``, an
+    index into the images; ``where`` says in words what the part is.
     """
     import ipywidgets as w
 
@@ -122,25 +137,49 @@ def dose_slider(scans_hu: Mapping[float, Any], reference_hu: Any, *, window: Win
         chosen = sorted({doses[0], doses[len(doses) // 2], doses[-1]}, reverse=True)
         return rows({f"dose {dose:.3g}": scans_hu[dose] for dose in chosen}, window=window)
 
-    return panel(controls, lambda dose: render_dose(scans_hu, dose, window, reference_hu), figure)
+    def heads(dose: float) -> list[str]:
+        noise = float((scans_hu[dose] - reference_hu)[part].std())
+        two = f"{dose:.3g} of full dose", f"its noise, {noise:.0f} HU {where}"
+        return [f"{text} &emsp; {hu_bar(w)}" for text, w in zip(two, (window, Window(0, window.width)), strict=True)]
+
+    return panel(controls, lambda dose: render_dose(scans_hu, dose, window, reference_hu), figure, heads=heads)
 
 
-def panel(controls: dict[str, Any], render: Callable[..., np.ndarray], figure: Callable[[], Any]) -> Panel:
-    """Redraw the image from all controls whenever one changes."""
+def panel(
+    controls: dict[str, Any],
+    render: Callable[..., np.ndarray],
+    figure: Callable[[], Any],
+    *,
+    heads: Callable[..., Sequence[str]] | None = None,
+) -> Panel:
+    """Redraw the image from all controls whenever one changes.
+
+    heads : the controls' values → a title, as HTML, for each of the images that stand side by side
+    """
     import ipywidgets as w
 
-    first = render(**{name: control.value for name, control in controls.items()})
+    def values() -> dict[str, Any]:
+        return {name: control.value for name, control in controls.items()}
+
+    first = render(**values())
     height, width = first.shape[:2]
     scale = SIZE_PX * (2 if width > 1.5 * height else 1) / max(height, width)
-    layout = w.Layout(width=f"{round(width * scale)}px", max_width="100%", object_fit="contain")
-    image = w.Image(value=array_png(first), format="png", layout=layout)
+    width_px = f"{round(width * scale)}px"
+    layout = w.Layout(width=width_px, max_width="100%", object_fit="contain")
+    image, head = w.Image(value=array_png(first), format="png", layout=layout), w.HTML()
+    if scale > 1:
+        image.add_class("ldct-pixels")
+
+    def write_head() -> None:
+        cells = "".join(f'<div style="flex: 1">{text}</div>' for text in (heads(**values()) if heads else ()))
+        head.value = f'{PIXELS}<div style="display: flex; width: {width_px}">{cells}</div>'
 
     def redraw(_change: Any) -> None:
-        image.value = array_png(render(**{name: control.value for name, control in controls.items()}))
+        image.value = array_png(render(**values()))
+        write_head()
 
+    write_head()
     for control in controls.values():
         control.layout = w.Layout(width="460px")
         control.observe(redraw, names="value")
-    image.add_class("ldct-pixels")  # a browser smooths what it enlarges, which would be a denoiser
-    look = w.HTML("<style>.ldct-pixels {image-rendering: pixelated}</style>" if scale > 1 else "")
-    return Panel(controls, image, w.VBox([*controls.values(), image, look]), figure)
+    return Panel(controls, image, w.VBox([*controls.values(), head, image]), figure)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ldctlib.ct.kernels import Kernel
-from ldctlib.show.exercises import Exercise, number
+from ldctlib.show.exercises import Exercise, holds, number
 
 NYQUIST = 0.5 / 0.75
 PEAK = 0.40
@@ -24,14 +25,17 @@ def _without_electronics(p, n0, a, electronic_sd):
 
 
 def _same_as(expected: Callable[..., Any]) -> Callable[[Any], bool]:
-    """Accepts functions that agree with ``expected`` on a grid of rays, doses and electronic noises."""
-    p = np.array([0.5, 2.0, 4.0, 6.0])
+    """Accepts functions of an array, a tensor or a number that agree with ``expected`` for some rays and scans."""
+    import torch
+
+    p, cases = np.array([0.5, 2.0, 4.0, 6.0]), [(1e5, 0.25, 0.0), (1e5, 0.25, 12.0), (3e4, 0.1, 5.0)]
+
+    def agrees(form: Callable[..., Any]) -> bool:
+        return all(np.allclose(np.asarray(form(*c), dtype=float), expected(p, *c), rtol=1e-4) for c in cases)
 
     def accept(answer: Any) -> bool:
-        cases = [(1e5, 0.25, 0.0), (1e5, 0.25, 12.0), (3e4, 0.1, 5.0)]
-        return all(
-            np.allclose(np.asarray(answer(p, *case), dtype=float), expected(p, *case), rtol=1e-4) for case in cases
-        )
+        arrays = any(holds(agrees, partial(answer, rays)) for rays in (p, torch.from_numpy(p)))
+        return arrays or agrees(lambda *case: [answer(float(ray), *case) for ray in p])
 
     return accept
 
@@ -55,35 +59,41 @@ def _share_beyond(kernel: Kernel) -> float:
     return float((s * f)[f > NYQUIST].sum() / (s * f).sum())
 
 
+def _kernel(answer: Any) -> Kernel:
+    """A Kernel, or the one of a pair (flat_to, cutoff)."""
+    return answer if isinstance(answer, Kernel) else Kernel(*map(float, answer))
+
+
 def _good_kernel(answer: Any) -> bool:
+    answer = _kernel(answer)
     return abs(_peak(answer) - PEAK) <= 0.02 + 1e-9 and _share_beyond(answer) < 0.01
 
 
 EXERCISES = [
     Exercise(
         name="01.nested_difference",
-        prompt="How much noise has been added, if 12 HU became 24 HU? Give a number in HU.",
-        accept=number(np.sqrt(24**2 - 12**2), within=0.01),
+        prompt="A number, in HU.",
+        accept=number(np.sqrt(24**2 - 12**2), within=0.03),
         right=20.8,
         wrong=12,
         because="variances add: 24² = 12² + 20.8². The noise that the two share cancels in the difference.",
-        hint="The quarter-dose image is the full-dose image plus independent noise. What adds up?",
+        hint="Both images come from the same photons. Which noise do they share, and which has only one of them?",
         hints=(
-            (number(12, within=0.01), "Standard deviations don't subtract. Which quantity of independent noise adds?"),
+            (number(12, within=0.03), "Standard deviations don't subtract."),
             (
-                number(np.sqrt(24**2 + 12**2), within=0.01),
+                number(np.sqrt(24**2 + 12**2), within=0.03),
                 "That is the difference of two independent scans. In a nested pair the full-dose noise is in both.",
             ),
         ),
     ),
     Exercise(
         name="01.added_variance",
-        prompt="Write Eq. (5) as a function of p, n0, a and electronic_sd.",
+        prompt="A function of p, n0, a and electronic_sd.",
         accept=_same_as(_added_variance),
         right=_added_variance,
         wrong=_without_electronics,
         because="with Var = (N + σe²)/N² at both doses, this is exactly the difference.",
-        hint="Write q = exp(p) / n0 first; then the formula has three factors. Use np.exp: p is an array.",
+        hint="Try it where you know the answer: at a = 1 nothing is missing. p is an array: np.exp takes it.",
         hints=(
             (
                 _same_as(_without_electronics),
@@ -97,17 +107,16 @@ EXERCISES = [
     ),
     Exercise(
         name="01.kernel",
-        prompt=f"Give a Kernel(flat_to, cutoff): peak at {PEAK} /mm, under 1 % of the power beyond {NYQUIST:.3f} /mm.",
+        prompt=f"A Kernel: noise that peaks at {PEAK} /mm, under 1 % of the power beyond {NYQUIST:.3f} /mm.",
         accept=_good_kernel,
         right=Kernel(0.36, 0.74),
         wrong=Kernel(0.4, 1.1),
         because="a flank that is steep enough to end near Nyquist and late enough to let the ramp rise to 0.40 /mm.",
-        hint="Plot f·W(f)² for a few kernels: flat_to moves the peak, cutoff the tail.",
+        hint="Give a Kernel, for example Kernel(0.0, 0.6), and draw f·W(f)² for it and for a few others.",
         hints=(
-            (lambda k: not isinstance(k, Kernel), "Give a Kernel, for example Kernel(0.0, 0.6)."),
-            (lambda k: _share_beyond(k) >= 0.01, "Too much power beyond Nyquist: it would alias. Lower the cutoff."),
-            (lambda k: _peak(k) < PEAK - 0.02, "The peak is too low: let the window stay flat for longer."),
-            (lambda k: _peak(k) > PEAK + 0.02, "The peak is too high: let the flank begin earlier."),
+            (lambda k: _share_beyond(_kernel(k)) >= 0.01, "Too much power beyond Nyquist: it would alias."),
+            (lambda k: _peak(_kernel(k)) < PEAK - 0.02, "Its noise peaks at too low a frequency."),
+            (lambda k: _peak(_kernel(k)) > PEAK + 0.02, "Its noise peaks at too high a frequency."),
         ),
     ),
 ]

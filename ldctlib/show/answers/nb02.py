@@ -48,13 +48,13 @@ def _answers_like(other: Any) -> Any:
 EXERCISES = [
     Exercise(
         name="02.white",
-        prompt="An orthonormal transform spreads white noise evenly: every coefficient has 20 HU. Which share is kept?",
-        accept=number(10.0, within=0.02),
+        prompt="A number, in HU.",
+        accept=number(10.0, within=0.03),
         right=10.0,
         wrong=5.0,
         because="64 coefficients of 20 HU each; 16 stay. The variance falls to 16/64, the standard deviation to "
         "√(1/4) · 20 = 10 HU. CT noise is not white: of low frequencies more stays, of high ones less.",
-        hint="Count variances: 16 of 64 equal parts stay.",
+        hint="How much noise is in each of the 64 coefficients? Try with torch.randn and 16 of the cosines.",
         hints=(
             (number(5.0, within=0.03), "A quarter of the numbers keeps a quarter of the *variance*."),
             (number(20.0, within=0.03), "That would be all of it: but 48 of 64 coefficients are thrown away."),
@@ -66,14 +66,13 @@ EXERCISES = [
     ),
     Exercise(
         name="02.scale",
-        prompt="Write scale(mean, logvar): the factor after which posterior *samples* have variance 1.",
+        prompt="A function scale(mean, logvar) that returns one factor.",
         accept=_is_scale,
         right=_scale,
         wrong=_of_means,
         because="A sample is mean + std · noise, so its variance is Var(mean) + E[std²]. With a narrow posterior the "
         "second term is nothing; with a heavy KL it is most of it.",
-        hint="The variance of mean + std · noise is the sum of two variances; exp(logvar) is the second, place by "
-        "place. Return 1 / its root.",
+        hint="Try it: draw samples with the notebook's sample(), times your factor, and look at their variance.",
         hints=(
             (_answers_like(_of_means), "That is the scale of the means. Diffusion is trained on samples."),
             (
@@ -92,18 +91,18 @@ EXERCISES = [
     ),
     Exercise(
         name="02.weight",
-        prompt="Equation (B) with D = (20 HU)², in model units, in which 1000 HU are 1: which λ is it?",
+        prompt="A number, λ, in the model's units.",
         accept=number(8e-4, within=0.03),
         right=8e-4,
         wrong=800.0,
         because="λ = 2 D = 2 · 0.02² = 8e-4: eight hundred times the 1e-6 of the literature. A coefficient weaker than "
         "20 HU is then worth less than its nats, and is dropped.",
-        hint="D = λ / 2, and D is a variance: 20 HU are 0.02 in model units.",
+        hint="What is D in (B): an amplitude or a variance? And in which unit?",
         hints=(
             (number(800.0, within=0.03), "That is in HU². The loss is computed in model units: divide by 1000²."),
-            (number(4e-4, within=0.03), "D = λ / 2, so λ is twice D."),
-            (number(2e-4, within=0.03), "D = λ / 2: multiply by two, don't divide."),
-            (number(0.04, within=0.03), "D is a variance: square the 0.02 first."),
+            (number(4e-4, within=0.03), "That is D. Look at (B) again: is it λ?"),
+            (number(2e-4, within=0.03), "D = λ / 2, not 2 λ."),
+            (number(0.04, within=0.03), "D is a variance."),
         ),
     ),
 ]

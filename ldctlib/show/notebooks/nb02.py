@@ -1,4 +1,4 @@
-"""Notebook 02: a latent's channels as a mosaic, the decoder's response to one number, and a walk through a latent.
+"""Notebook 02: an autoencoder's diagram, a latent's channels as a mosaic, and a walk through a latent.
 
 A latent is (1, c, h, w) or (c, h, w), raw (as the decoder takes it). ``decode`` is any callable from raw latents
 (B, c, h, w) to images (B, 1, H, W) in HU. Figures are closed to pyplot, as in :mod:`ldctlib.show.figures`.
@@ -6,7 +6,7 @@ A latent is (1, c, h, w) or (c, h, w), raw (as the decoder takes it). ``decode``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,17 +14,46 @@ import torch
 from torch import Tensor
 
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
-from ldctlib.show.widgets import Panel, grey, panel
+from ldctlib.show.widgets import Panel, grey, hu_bar, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ldctlib.models.autoencoder import Autoencoder
+
 Decode = Callable[[Tensor], Tensor]
 
 CENTRE = 1 / 3
 """Share of a latent's height and width, in its middle, that a walk's shift moves."""
+
+
+def autoencoder_diagram(model: Autoencoder, side: int) -> Figure:
+    """Encoder (above) and decoder (below) of an autoencoder with a stem and a shortcut, sizes for side² pixels."""
+    stem, latent = model.stem, f"{model.latent_channels} × {side // model.factor}²"
+    levels = len(model.encoder.levels)
+    last, wide = 2 + 1.3 * levels, 1.3 * levels
+    boxes = {
+        "x": ("$x$", 0, 1, f"1 × {side}²", "data", 0.8),
+        "stem": (f"{stem} × {stem} to channels", 0.8, 1, f"{stem**2} × {side // stem}²", "operation", 1.2),
+        "posterior": (r"$\mu,\ \sigma$", last, 1, f"2 × {latent}", "data", 1.2),
+        "z": (r"$z = \mu + \sigma\epsilon$", last, 2, latent, "data", 1.2),
+        "unstem": (f"channels to {stem} × {stem}", 0.8, 2, f"1 × {side}²", "operation", 1.2),
+        "x_hat": (r"$\tilde x$", 0, 2, f"1 × {side}²", "data", 0.8),
+        "W": ("$W$", 2, 0, f"{model.latent_channels} cosines of {model.factor}² pixels", "network", wide),
+        "WT": (r"$W^\mathsf{T}$", 2, 3, "the same cosines at the start", "network", wide),
+    }
+    for i, level in enumerate(model.encoder.levels):
+        text = "residual" + " + attention" * (len(level) > 1)
+        shape = f"{level[0].out_layers[-1].out_channels} × {side // stem // 2**i}²"
+        boxes |= {f"{part}{i}": (text, 2 + 1.3 * i, row, shape, "network", 1.3) for part, row in (("E", 1), ("D", 2))}
+    down = ["x", "stem", *(f"E{i}" for i in range(levels)), "posterior", "z"]
+    up = ["z", *(f"D{i}" for i in reversed(range(levels))), "unstem", "x_hat"]
+    arrows = [*zip(down, down[1:], strict=False), *zip(up, up[1:], strict=False)]
+    arrows += [("x", "W", "", "down"), ("W", "posterior", "+", "across")]
+    return diagram(boxes, [*arrows, ("z", "WT", "", "down"), ("WT", "x_hat", "+", "across")])
 
 
 def channels(z: Any) -> np.ndarray:
@@ -95,42 +124,6 @@ def bottleneck(
     return figure
 
 
-@torch.no_grad()
-def responses(decode: Decode, z: Tensor, *, amount: Any, size: int = 24) -> np.ndarray:
-    """The decoder's response to one number of the latent: (c, size, size) in HU.
-
-    z : (1, c, h, w); every channel in turn is raised at the middle position
-    amount : by which, a number or one for each channel
-    size : pixels that are cut around it from half of D(z + amount) - D(z - amount)
-    """
-    if z.ndim != 4 or len(z) != 1:
-        raise ShapeError(f"responses takes one latent (1, c, h, w), got {tuple(z.shape)}")
-    c, h, w = z.shape[1:]
-    step = torch.diag(torch.as_tensor(amount, dtype=z.dtype, device=z.device).expand(c))
-    raised = z.repeat(2 * c, 1, 1, 1)
-    raised[:c, :, h // 2, w // 2] += step
-    raised[c:, :, h // 2, w // 2] -= step
-    up, down = decode(raised).split(c)
-    factor = up.shape[-1] // w
-    if min(up.shape[-2:]) < size:
-        raise ShapeError(f"the decoded image of {tuple(up.shape[-2:])} pixels is smaller than size={size}")
-    top, left = (n // 2 * factor + factor // 2 - size // 2 for n in (h, w))
-    return ((up - down) / 2)[:, 0, top : top + size, left : left + size].cpu().numpy()
-
-
-def atom_sheet(sets: Mapping[str, Any], *, titles: Sequence[str] | None = None) -> Figure:
-    """Small images (c, n, n) of every channel, a row for each name; each scaled to its own largest value."""
-    arrays = {name: channels(images) for name, images in sets.items()}
-    counts = {len(images) for images in arrays.values()}
-    if len(counts) != 1:
-        raise ShapeError(f"every row needs as many channels, got {sorted(counts)}")
-    lines = [[(i, Window(0, 2 * float(np.abs(i).max() or 1)), "RdBu_r") for i in images] for images in arrays.values()]
-    figure, axes = grid(lines, titles=titles or [str(i) for i in range(*counts)], labels=arrays, margins=(0.1, 0.5))
-    for axis in axes.flat:
-        axis.spines[:].set(visible=True, color="0.8")
-    return figure
-
-
 # ---------------------------------------------------------------- the walk
 
 
@@ -198,4 +191,8 @@ def latent_walk(decode: Decode, start: Tensor, end: Tensor, *, window: Window = 
         images = decode(torch.cat([walk_point(start, end, *point, unit) for point in points.values()]))
         return rows(dict(zip(points, images, strict=True)), window=window)
 
-    return panel(controls, render, figure)
+    def heads(channel: int, shift: float, **_) -> list[str]:
+        change = f"change by {shift:+.2f} std in channel {channel}"
+        return [f"decoded &emsp; {hu_bar(window)}", f"{change} &emsp; {hu_bar(Window(0, window.width))}"]
+
+    return panel(controls, render, figure, heads=heads)
