@@ -193,7 +193,7 @@ def test_wipe_cuts_where_the_slider_is():
         widgets.render_wipe(white, black[:2], 0.5, SOFT_TISSUE)
     panel = widgets.wipe(white, black, names=("low dose", "denoised"))
     assert panel.controls["fraction"].readout and "ldct-pixels" in panel.image._dom_classes
-    assert "pixelated" in panel.box.children[-1].value  # enlarged, not smoothed
+    assert "pixelated" in panel.box.children[-2].value  # enlarged, not smoothed
     panel.controls["fraction"].value = 0.0
     assert (picture(panel.image.value) == 0).all()
     assert [axis.get_title() for axis in drawn(panel.figure())] == ["low dose", "denoised"]
