@@ -223,8 +223,10 @@ FEW, VERY_FEW = 30.0, 8.0
 
 
 def clipped_variance(p, incident, dose: float, electronic_sd: float) -> Tensor:
-    """:func:`ray_variance`, but for fewer than 30 quanta that of :func:`line_integrals` with the policy "clip":
-    bounded, since no reading counts as less than 1/2. It is the first order's from 30 quanta on, and wholly its own below 15."""
+    """:func:`ray_variance`, but for fewer than 30 quanta the variance of :func:`line_integrals` with the policy "clip".
+
+    It is bounded, since no reading counts as less than 1/2: the first order's from 30 quanta on, its own below 15.
+    """
     first = ray_variance(p, incident, dose, electronic_sd)
     log_quanta = (dose * incident).log() - p
     share = ((math.log(FEW) - log_quanta) / math.log(2)).clamp(0, 1)
