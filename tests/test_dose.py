@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from ldctlib.ct.dose import (
     acquire,
     added_variance,
     calibrate,
+    clipped_variance,
     insert_noise_image,
     insert_projection,
     line_integrals,
     noise_map,
     noise_only,
     photon_counts,
+    ray_variance,
     scan,
 )
 from ldctlib.ct.geometry import FanGeometry, ParallelGeometry
@@ -204,7 +207,7 @@ def test_streaks_between_dense_hips():
 
 @pytest.mark.parametrize("geometry", (GEOMETRY, FanGeometry(128, 2.0, 400, 300, 0.0025)), ids=("parallel", "fan"))
 def test_noise_map(geometry):
-    """Propagated standard deviation against 40 scans, within 5 % (fan: 10 %, its rebinning smooths) on average."""
+    """Propagated standard deviation against 40 scans, within 5 % on average."""
     image = water_ellipse()
     scanner = Scanner(photons=1e5, electronic_sd=5.0)
     scans = scan(image.expand(40, -1, -1, -1), geometry, scanner, (0.5,), generator=seeded())[0]
@@ -212,13 +215,53 @@ def test_noise_map(geometry):
     predicted = noise_map(image, geometry, scanner, 0.5)[0, 0, 24:104, 24:104]
     body = image[0, 0, 24:104, 24:104] > -500
     ratio = (predicted[body] / measured[body]).mean()
-    assert abs(ratio - 1) < (0.05 if isinstance(geometry, ParallelGeometry) else 0.10)
+    assert abs(ratio - 1) < 0.05
     # and it varies over the image as the scans do
     # (each pixel's measured value is 11 % uncertain: compare means over 10 x 10 pixels)
     pool = torch.nn.functional.avg_pool2d
     whole = pool(body[None].float(), 10)[0] == 1
     both = torch.stack([pool(m[None], 10)[0][whole] for m in (predicted, measured)])
     assert torch.corrcoef(both)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(("views", "kernel"), [(300, "B30f"), (576, "D45f"), (1152, "B30f")])
+def test_the_noise_of_a_fan_beam_off_axis(views, kernel):
+    """White projections, rings from the axis to 195 mm: within 3 %; 21 to 26 % high at 300 views, 12 % at 576, if what
+    interpolating between views smooths were left out."""
+    geometry = FanGeometry(128, 3.2, views, 736)
+    white = torch.randn((24, 1, views, 736), generator=seeded(1))
+    measured = projector(geometry).fbp(white, kernel).var(dim=0)[0]
+    predicted = projector(geometry).fbp_variance(torch.ones(1, 1, views, 736), kernel)[0, 0]
+    axis = (torch.arange(128) - 63.5) * 3.2
+    r = torch.hypot(axis[:, None], axis)
+    for low, high in ((0, 40), (60, 100), (120, 160), (160, 195)):
+        ring = (r >= low) & (r < high)
+        assert abs(float(predicted[ring].mean() / measured[ring].mean()) ** 0.5 - 1) < 0.03, (low, high)
+
+
+@pytest.mark.parametrize("electronic_sd", (0.0, math.sqrt(10)))
+@pytest.mark.parametrize(("quanta", "within"), ((40.0, 0.05), (15.0, 0.02), (8.0, 0.02), (4.0, 0.02), (1.2, 0.06)))
+def test_few_quanta(quanta, within, electronic_sd):
+    """Standard deviation of 400,000 rays: predicted within 2 % of a direct scan's (5 % at 40 quanta, where the first
+    order stands), inserted within 6 %. The first order is 31 % low at 8 quanta and 6.3 times too high at 1.2."""
+    scanner, dose = Scanner(photons=10 * quanta * math.e, electronic_sd=electronic_sd), 0.1
+    p = torch.full((1, 1, 400, 1000), 1.0)
+    direct = float(acquire(p, scanner, GEOMETRY, (dose,), generator=seeded(1))[0].std())
+    known = clipped_variance(p[..., :1, :1], torch.tensor(scanner.photons), dose, electronic_sd)
+    assert abs(float(known.sqrt()) / direct - 1) < min(within, 0.05)
+    full = acquire(p, scanner, GEOMETRY, generator=seeded(2))[0]
+    with pytest.warns(UserWarning, match="fewer than 8 quanta") if quanta <= 8 else nullcontext():
+        inserted = insert_projection(full, GEOMETRY, scanner, dose, generator=seeded(3))
+    assert abs(float(inserted.std()) / direct - 1) < within
+
+
+def test_where_quanta_are_many_the_first_order_stands():
+    p, incident = torch.linspace(0, 8, 50), torch.tensor(1e6)
+    plain, clipped = (f(p, incident, 0.5, 3.0) for f in (ray_variance, clipped_variance))
+    many = 0.5 * 1e6 * torch.exp(-p) >= 30
+    assert many.any() and torch.equal(plain[many], clipped[many])
+    # however little comes through, the variance is bounded
+    assert clipped_variance(torch.tensor([20.0, 80.0]), incident, 0.1, 3.0).max() < 2
 
 
 def test_calibration_meets_its_target():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import cos, pi, prod
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,6 +117,15 @@ def test_times_are_the_published_lists_plus_one(spacing, theirs, steps):
     if (spacing, steps) == ("uniform", 1):
         expected = (1000,)  # theirs starts from noise at its cleanest level
     assert linear().times(steps, spacing) == expected
+
+
+def test_for_how_many_steps_the_trailing_lists_are_not_the_published_ones():
+    """diffusers' formula, np.round(np.arange(T, 0, -T / steps))."""
+    published = {n: np.round(np.arange(1000, 0, -1000 / n)).astype(int).tolist() for n in range(1, 1001)}
+    other = {n for n, times in published.items() if tuple(times) != linear().times(n)}
+    assert len(other) == 111 and not other & {10, 20, 25, 30, 50, 100}
+    for n in other:
+        assert np.abs(np.subtract(published[n][:n], linear().times(n))).max() <= 1
 
 
 def test_times_mid_chain_begin_at_their_start():

@@ -12,8 +12,11 @@ A ``kernel`` is the name of one or a :class:`~ldctlib.ct.kernels.Kernel`.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,8 +169,23 @@ def added_variance(p, incident, dose: float, electronic_sd: float) -> Tensor:
 
 
 def insert_projection(full_p, geometry: Geometry, scanner: Scanner, dose: float, *, generator=None) -> Tensor:
-    """Low-dose line integrals from full-dose ones, noise inserted in the projections (Yu et al. 2012)."""
-    variance = added_variance(full_p, scanner.incident(geometry, full_p), dose, scanner.electronic_sd)
+    """Low-dose line integrals from full-dose ones, noise inserted in the projections (Yu et al. 2012).
+
+    Where a ray keeps few quanta, the formula's variance grows without bound and a scan's does not: there it is the
+    difference of :func:`clipped_variance`. A warning says so; thinned counts (:func:`acquire`) have the bias, too.
+    """
+    incident, electronic = scanner.incident(geometry, full_p), scanner.electronic_sd
+    variance = added_variance(full_p, incident, dose, electronic)
+    quanta = dose * incident * torch.exp(-full_p)
+    if (few := quanta < FEW).any():
+        low, full = (clipped_variance(full_p, incident, d, electronic) for d in (dose, 1.0))
+        variance = torch.where(few, (low - full).clamp(min=0), variance)
+        if (share := float((quanta < VERY_FEW).float().mean())) > 1e-3:
+            warnings.warn(
+                f"{100 * share:.1f} % of the rays keep fewer than {VERY_FEW:g} quanta at a dose of {dose:g}: inserted "
+                "noise has about a scan's variance there, not its bias; where counts are known, thin them (acquire)",
+                stacklevel=2,
+            )
     return full_p + standard_normal(full_p, generator) * variance.sqrt()
 
 
@@ -188,10 +206,10 @@ def noise_map(image_hu, geometry: Geometry, scanner: Scanner, dose: float = 1.0,
     """Standard deviation in HU at every pixel, (B, 1, N, N): the projection variances through FBP.
 
     FBP is linear and the rays are independent, so the variance is backprojected with the squared filter
-    (Kak & Slaney, Eq. 5.58).
+    (Kak & Slaney, Eq. 5.58). Rays of few quanta have the variance of :func:`clipped_variance`.
     """
     project, _ = projectors(image_hu, geometry)
-    return _noise_map(project.A(hu_to_mu(image_hu)), geometry, scanner, dose, kernel)
+    return _noise_map(project.A(hu_to_mu(image_hu)), geometry, scanner, dose, kernel, clipped_variance)
 
 
 def ray_variance(p, incident, dose: float, electronic_sd: float) -> Tensor:
@@ -200,8 +218,39 @@ def ray_variance(p, incident, dose: float, electronic_sd: float) -> Tensor:
     return (quanta + electronic_sd**2) / quanta.clamp(min=0.5) ** 2
 
 
-def _noise_map(p, geometry: Geometry, scanner: Scanner, dose: float, kernel) -> Tensor:
-    variance = ray_variance(p, scanner.incident(geometry, p), dose, scanner.electronic_sd)
+FEW, VERY_FEW = 30.0, 8.0
+"""Quanta of a ray below which the first order is no longer exact, and below which it is of little use."""
+
+
+def clipped_variance(p, incident, dose: float, electronic_sd: float) -> Tensor:
+    """:func:`ray_variance`, but for fewer than 30 quanta the variance of :func:`line_integrals` with the policy "clip".
+
+    It is bounded, since no reading counts as less than 1/2: the first order's from 30 quanta on, its own below 15.
+    """
+    first = ray_variance(p, incident, dose, electronic_sd)
+    log_quanta = (dose * incident).log() - p
+    share = ((math.log(FEW) - log_quanta) / math.log(2)).clamp(0, 1)
+    if not share.any():
+        return first
+    exact = np.interp(log_quanta.detach().cpu().numpy(), *_variance_table(float(electronic_sd)))
+    return torch.lerp(first, torch.from_numpy(exact).to(first), share)
+
+
+@lru_cache(maxsize=16)
+def _variance_table(electronic_sd: float) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of expected quanta, and the variance of the clipped logarithm there: a sum over Poisson counts and 400
+    equally probable values of the electronic noise."""
+    quanta = torch.logspace(-4, math.log10(FEW), 160, dtype=torch.float64)
+    counts = torch.arange(100, dtype=torch.float64)
+    noise = torch.special.ndtri((torch.arange(400, dtype=torch.float64) + 0.5) / 400) * electronic_sd
+    log = (counts[:, None] + noise).clamp(min=0.5).log()
+    probability = torch.exp(torch.special.xlogy(counts, quanta[:, None]) - quanta[:, None] - torch.lgamma(counts + 1))
+    variance = probability @ log.square().mean(dim=1) - (probability @ log.mean(dim=1)).square()
+    return quanta.log().numpy(), variance.numpy()
+
+
+def _noise_map(p, geometry: Geometry, scanner: Scanner, dose: float, kernel, variance_of=ray_variance) -> Tensor:
+    variance = variance_of(p, scanner.incident(geometry, p), dose, scanner.electronic_sd)
     return delta_mu_to_hu(projector(geometry, p.device).fbp_variance(variance, kernel).clamp(min=0).sqrt())
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from ldctlib.ct.geometry import FanGeometry, Geometry, ParallelGeometry
@@ -136,7 +137,8 @@ class Projector:
         """Variance of :meth:`fbp` at each pixel (1/mm^2) from the variances of independent rays.
 
         q = p * h has variance var(p) * h^2; the views add up independently. A fan beam's rays are first averaged with
-        their conjugates and interpolated, which passes on less of the high frequencies.
+        their conjugates and interpolated, along the detector and between views, which passes on less of the high
+        frequencies; between views the less, the farther a pixel lies from the axis.
         """
         self._expect(variance, self.sinogram_shape, "a sinogram")
         v, ramp = variance[:, 0], self._ramp(find_kernel(kernel))
@@ -146,7 +148,23 @@ class Projector:
             f = torch.arange(ramp.numel(), dtype=torch.float64) / (n * self._parallel.bin_mm)
             ramp = ramp * self._rebin.detector_response(f).to(ramp)
         squared = torch.fft.rfft(torch.fft.irfft(ramp, n=n).square())
-        return self._smear(self._filter(v, squared))[:, None] * self._parallel.view_rad**2
+        out = self._smear(self._filter(v, squared))[:, None] * self._parallel.view_rad**2
+        return out * self._off_axis(f, ramp).to(out) if self._rebin else out
+
+    def _off_axis(self, f: torch.Tensor, ramp: torch.Tensor) -> torch.Tensor:
+        """What interpolating between views leaves of the variance, (N, N), as the mean over the views.
+
+        At r from the axis and a to the ray's direction the ray moves by r sin(a) a radian, so that the interpolation's
+        kernel smooths the filter by that much, up to aliases: ramp(f) W(f r sin(a)). The views' weights are taken as
+        equal.
+        """
+        n, power = self.geometry.size, ramp.double().cpu().square()
+        moved = torch.linspace(0, n * self.geometry.pixel_mm * math.sqrt(0.5), 60, dtype=torch.float64)
+        left = (power * self._rebin.view_power(moved[:, None] * f)).sum(dim=1) / power.sum()
+        angle = (np.arange(90) + 0.5) * math.pi / 180
+        mean = np.interp(moved.numpy()[:, None] * np.sin(angle), moved.numpy(), left.numpy()).mean(axis=1)
+        axis = (np.arange(n) - (n - 1) / 2) * self.geometry.pixel_mm
+        return torch.from_numpy(np.interp(np.hypot(axis[:, None], axis), moved.numpy(), mean))
 
     def _fbp(self, sinogram, which):
         p = sinogram[:, 0]

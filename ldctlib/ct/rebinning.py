@@ -68,6 +68,7 @@ class FanRebinner:
         self._theta_to_beta = along_angle(fan.n_views, 2 * n_views, gamma)
         self._beta_to_theta = along_angle(2 * n_views, fan.n_views, -gamma)
         self._n_bins, self._bin_mm = fan.n_bins, fan.source_to_iso_mm * fan.bin_rad
+        self._view_rad = 2 * math.pi / fan.n_views
         # noise a parallel sample carries for a fan ray's: both describe the same noise a unit of (s, theta)
         cosine = np.sqrt(1 - (s / fan.source_to_iso_mm) ** 2)
         density = self._bin_mm * cosine * (math.pi / fan.n_views) / (bin_mm * math.pi / n_views)
@@ -75,8 +76,20 @@ class FanRebinner:
 
     def detector_response(self, f_per_mm: torch.Tensor) -> torch.Tensor:
         """What cubic interpolation along the detector passes on at a frequency: the kernel's Fourier transform."""
+        return self._response(f_per_mm * self._bin_mm)
+
+    def view_power(self, f_per_rad: torch.Tensor) -> torch.Tensor:
+        """The share of the power that interpolating between views passes on at frequencies along the angle, aliases of
+        the parallel scan's views included: periodic."""
+        period = 2 * self.parallel.n_views * self._view_rad / (2 * math.pi)  # parallel views for a fan's
+        grid = torch.linspace(0, period, 401, dtype=torch.float64)
+        power = sum(self._response(grid + k * period).square() for k in range(-3, 3))
+        return torch.from_numpy(np.interp(np.asarray(f_per_rad) * self._view_rad % period, grid, power))
+
+    @staticmethod
+    def _response(f_per_sample: torch.Tensor) -> torch.Tensor:
         t = np.linspace(-2, 2, 801)
-        phase = 2 * math.pi * np.asarray(f_per_mm)[:, None] * self._bin_mm * t[None]
+        phase = 2 * math.pi * np.asarray(f_per_sample)[:, None] * t[None]
         return torch.from_numpy((_keys(np.abs(t)) * np.cos(phase)).sum(1) * (t[1] - t[0]))
 
     def to_fan(self, p: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,8 @@ class Schedule:
     def times(self, steps: int, spacing: str = "trailing", *, start: int | None = None) -> tuple[int, ...]:
         """``steps`` times from noisy to clean, one for each network evaluation; after the last comes 0.
 
-        spacing : (Lin et al. 2024, Table 2; the same lists as published code, plus one):
+        spacing : (Lin et al. 2024, Table 2; diffusers' lists plus one, but for 111 of the 1000 numbers of "trailing"
+            steps, none of them 10, 20, 25, 30, 50 or 100: there rounding puts its times one off, or adds a last):
             "trailing"  start, …, start / steps: begins where training ended, so pure noise is a fair start;
             "leading"   …, 1 + start // steps, 1: DDIM's own habit, begins a little below ``start``;
             "uniform"   start, …, 1: both ends.
