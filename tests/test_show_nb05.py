@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 
 from ldctlib.ct.dose_scaling import noise_scale, std_map_scale
+from ldctlib.data.anatomy_masks import CLASSES
 from ldctlib.show import figures
 from ldctlib.show.answers import nb05 as answers
 from ldctlib.show.exercises import check
@@ -34,6 +36,24 @@ def test_a_row_with_a_look_of_its_own_has_its_own_bar():
     assert [image.get_cmap().name for image in shown] == ["gray"] * 2 + ["magma"] * 2
     assert [axis.get_ylabel() for axis in figure.axes[4:]] == ["HU", "std (HU)"]
     assert len(figures.strips(images, "ab", window=SOFT_TISSUE).axes) == 5  # one bar for all
+
+
+def test_masks_have_a_colour_for_each_class():
+    mask = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4)
+    figure = nb05.class_strips({"mask": [mask, mask], "F": [torch.zeros(1, 1, 3, 4)] * 2}, "ab")
+    image = figure.axes[0].images[0]
+    shown = image.cmap(image.norm(image.get_array()))[..., :3]
+    assert len({tuple(colour) for colour in shown.reshape(-1, 3).tolist()}) == len(CLASSES)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(CLASSES)
+    array = nb05.mask_and_image(mask, torch.zeros(3, 4), "F, 25 %")
+    assert array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and not plt.get_fignums()
+
+
+def test_noise_is_measured_where_nothing_is_clipped():
+    without = torch.tensor([[-100.0, 0.0, 0.0, 200.0]])
+    noisy = without + torch.tensor([[50.0, 3.0, 4.0, -60.0]])
+    assert nb05.noise_sd_hu(without, noisy) == pytest.approx(12.5**0.5)
+    assert nb05.noise_sd_hu(without, noisy, torch.tensor([[True, True, False, True]])) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,62 @@
-"""Notebook 05: what flows where in NA-Diff, and a block of its transformer."""
+"""Notebook 05: what flows where in NA-Diff, a block of its transformer, masks in colours, an image as ordered."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ldctlib.data.anatomy_masks import CLASSES
 from ldctlib.show.diagrams import diagram
+from ldctlib.show.figures import grid, strips
+from ldctlib.units import SOFT_TISSUE, Window
+
+CLASS_COLOURS = ("#000000", "#4d4d4d", "#ffffff", "#56b4e9", "#d55e00", "#cc79a7", "#e69f00", "#ff2a2a")
+CLASS_COLOURS += ("#009e73", "#f0e442", "#0072b2", "#b8f2e6")
+"""One for each of the mask's classes, bone in white."""
+
+
+def _class_look() -> tuple[Window, Any]:
+    from matplotlib.colors import ListedColormap
+
+    return Window((len(CLASSES) - 1) / 2, len(CLASSES)), ListedColormap(CLASS_COLOURS, name="classes")
+
+
+def class_strips(rows: Mapping[str, Sequence[Any]], titles: Sequence[str]):
+    """Strips in the soft-tissue window, of which the first row, "mask", has a colour for each class: a Figure."""
+    from matplotlib.patches import Patch
+
+    figure = strips(rows, titles, window=SOFT_TISSUE, looks={"mask": (*_class_look(), "")})
+    figure.axes[len(rows) * len(titles)].set_visible(False)  # the mask's bar
+    for axis in figure.axes[: len(titles)]:
+        axis.images[0].set_interpolation("nearest")
+    legend = [Patch(facecolor=c, edgecolor="0.5", label=name) for c, name in zip(CLASS_COLOURS, CLASSES, strict=True)]
+    look = dict(ncols=len(CLASSES), fontsize=8, columnspacing=0.8, handlelength=1, handletextpad=0.4)
+    figure.legend(handles=legend, loc="outside lower center", **look)
+    return figure
+
+
+def mask_and_image(mask: Any, image_hu: Any, title: str) -> np.ndarray:
+    """A mask in colours and what was made of it, with a bar in HU: uint8 (H, W, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure, axes = grid([[(mask, *_class_look()), (image_hu, SOFT_TISSUE, "gray")]], titles=("mask", title))
+    axes[0, 0].images[0].set_interpolation("nearest")
+    figure.colorbar(axes[0, 1].images[0], ax=axes[0, 1], label="HU")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def noise_sd_hu(without_hu: Any, noisy_hu: Any, where: Any = True) -> float:
+    """The rms of an image's noise in tissue that the soft-tissue window does not clip, in HU."""
+    there = (without_hu > -60) & (without_hu < 160) & where
+    return (noisy_hu - without_hu)[there].square().mean().sqrt().item()
 
 
 def flow_diagram(steps: int):
-    """Cat-Diff: noise map and mask as global vectors, a DiT on latents, and its image: a Figure. Dashed: in training."""
+    """Cat-Diff: noise map and mask as global vectors, a DiT on latents, its image; dashed in training: a Figure."""
     boxes = {
         "map": ("noise map", 0, 0, "Eq. 9", "data", 1.5),
         "mask": ("mask", 0, 1, "class of each pixel", "data", 1.5),
