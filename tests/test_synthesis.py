@@ -128,7 +128,7 @@ def test_an_image_depends_on_its_own_seed_and_conditions(used, scene, conditions
         (dict(seeds="none"), "seeds are whole numbers"),
         (dict(seeds=[0.5, 1]), "seeds are whole numbers"),
         (dict(seeds=[]), "seeds are whole numbers"),
-        (dict(steps=2.5), "whole steps"),
+        (dict(steps=2.5), "whole ones"),
         (dict(guidance=float("nan")), "guidance is a finite number"),
         (dict(noise_map_hu=np.zeros((2, 1, 64, 64))), "torch tensor"),
     ],

@@ -43,7 +43,7 @@ def mask_and_image(mask: Any, image_hu: Any, title: str) -> np.ndarray:
 
     figure, axes = grid([[(mask, *_class_look()), (image_hu, SOFT_TISSUE, "gray")]], titles=("mask", title))
     axes[0, 0].images[0].set_interpolation("nearest")
-    figure.colorbar(axes[0, 1].images[0], ax=axes[0, 1], label="HU")
+    figure.colorbar(axes[0, 1].images[0], ax=axes[0, 1], label="HU", fraction=0.046)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
