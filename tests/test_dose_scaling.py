@@ -149,6 +149,9 @@ def test_several_doses_follow_each_other_in_the_batch():
         ((0.5, 0.0, "nested"), "measured_dose is a fraction"),
         ((0.5, 1.0, "nested"), "no difference"),
         ((0.5, 0.25, "inserted"), "nested, independent, noise-free"),
+        ((0.5, (0.1, 0.25), "nested"), "measured_dose is one fraction"),
+        ((0.5, "a quarter", "nested"), "measured_dose is a fraction"),
+        (("half", 0.25, "nested"), "dose is a fraction"),
     ],
 )
 def test_impossible_scalings_are_refused(arguments, message):
@@ -158,6 +161,12 @@ def test_impossible_scalings_are_refused(arguments, message):
             call(*arguments)
     with pytest.raises(ParameterError, match="fraction"):
         at_dose(image, image, (), 0.25, "nested")
+    for scale in (noise_scale, std_map_scale):
+        with pytest.raises(ParameterError, match="dose is one fraction"):
+            scale((0.1, 0.5), 0.25, "nested")
+    for wrong in (-3.0, math.nan, torch.tensor([1.0, -1.0])):
+        with pytest.raises(ParameterError, match="0 or more"):
+            full_dose_sd(wrong, 0.25, "nested")
     with pytest.raises(ShapeError):
         at_dose(image, image[..., :3], 0.5, 0.25, "nested")
 

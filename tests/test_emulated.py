@@ -16,6 +16,7 @@ from ldctlib.ct.projector import projector
 from ldctlib.data import emulated
 from ldctlib.data.emulated import EmulatedPhotographs, EmulationConfig, emulate, measure
 from ldctlib.data.natural import photographs, read_photograph
+from ldctlib.data.six_dose import scanned_slices
 from ldctlib.errors import ParameterError, ScanError
 
 CONFIG = EmulationConfig(seed=3, size=64, n_photographs=6, refresh=300)
@@ -156,3 +157,14 @@ def test_configs_that_cannot_be_are_refused():
     with pytest.raises(ParameterError, match="folder"):
         CONFIG.open(object())
     assert CONFIG.tiny(48).size % 48 == 0 and isinstance(CONFIG.open(), EmulatedPhotographs)
+
+
+def test_grey_values_are_no_densities():
+    with pytest.raises(ParameterError, match="from 0 to 1, these from 0 to 255"):
+        emulate(torch.linspace(0, 255, 32 * 32).view(1, 1, 32, 32), (0.5,))
+
+
+@pytest.mark.parametrize("wrong", [dict(sd_hu=(12, 8)), dict(sd_hu=(0, 8)), dict(a_patient=0), dict(count=0)])
+def test_slices_that_cannot_be_drawn(wrong):
+    with pytest.raises(ParameterError, match="sd_hu is"):
+        scanned_slices(np.random.default_rng(0), **dict(count=1) | wrong)

@@ -88,6 +88,38 @@ def test_masks_that_do_not_fit_are_refused(spacing, said):
         series.on_grid(torch.zeros(1, 200, 200, dtype=torch.uint8), spacing)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"), [("na_diff_d", "na_diff_d, dose ignored, seed"), ("na_diff_b", "b, dose 0.1, mask ignored, seed")]
+)
+def test_a_series_does_not_name_what_its_model_ignores(trained, mask_file, tmp_path, monkeypatch, name, says):
+    import pydicom
+
+    loaded = series.load("na_diff_f", path=str(trained / "na_diff_f.safetensors"))
+    sees = ("anatomy",) if name == "na_diff_d" else ("noise",)
+    monkeypatch.setattr(type(loaded), "conditions", sees)
+    monkeypatch.setattr(type(loaded), "__call__", lambda self, part, **options: torch.zeros(part.shape))
+    monkeypatch.setattr(series, "load", lambda *_, **__: loaded)
+    (first, _) = series.generate_series(mask_file, tmp_path / "out", name=name, dose=0.1)
+    header = pydicom.dcmread(first)
+    for tag in ("SeriesDescription", "DerivationDescription", "ImageComments"):
+        assert says in str(header[tag].value) and ("dose 0.1" in str(header[tag].value)) == (name == "na_diff_b")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("--pixel-mm 0", "pixel_mm is a size"),
+        ("--dose 0.01", "from 0.05 to 1"),
+        ("--dose nan", "from 0.05 to 1"),
+        ("--device gpu", "is not a device"),
+        ("--device cuda:99", "CUDA devices here"),
+    ],
+)
+def test_the_command_refuses_by_name(mask_file, tmp_path, capsys, wrong, says):
+    words = f"generate --mask {mask_file} --out {tmp_path / 'o'} {wrong}".split()
+    assert main_module.main(words) == 2 and says in capsys.readouterr().err
+
+
 def test_doses_and_names_that_there_are_not(mask_file, tmp_path):
     with pytest.raises(ParameterError, match="fraction of full dose"):
         series.generate_series(mask_file, tmp_path / "o", dose=10)

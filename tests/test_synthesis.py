@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from ldctlib import checkpoints
+from ldctlib import checkpoints, generators
 from ldctlib.data.anatomy_masks import CLASSES, LIVER
 from ldctlib.errors import CheckpointError, ParameterError, ShapeError
 from ldctlib.generators import Generator
@@ -109,6 +110,46 @@ def test_an_image_depends_on_its_own_seed_and_conditions(used, scene, conditions
     torch.testing.assert_close(both[1:], alone, atol=2e-3, rtol=0)  # HU; other batches add in another order
     assert not torch.allclose(alone, generate(scene["mask"][1:], seeds=[7], **how | dict(dose=1.0)), atol=1.0)
     assert not torch.equal(alone, generate(scene["mask"][1:], seeds=[6], noise=False, **how | dict(dose=1.0)))
+
+
+@pytest.mark.parametrize("conditions", [BOTH, {"vector": ["anatomy"]}])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (dict(dose=float("nan")), "fraction of full dose"),
+        (dict(dose=5), "fraction of full dose"),
+        (dict(dose=[0.1, 0.2, 0.3]), "need one dose or as many"),
+        (dict(pixel_mm=-1), "pixel_mm lies in"),
+        (dict(pixel_mm=50), "pixel_mm lies in"),
+        (dict(full_dose_sd_hu=500), "full_dose_sd_hu lies in"),
+        (dict(kernel="B99"), "no kernel is named"),
+        (dict(seeds=0), "seeds are whole numbers"),
+        (dict(seeds=None), "seeds are whole numbers"),
+        (dict(seeds="none"), "seeds are whole numbers"),
+        (dict(seeds=[0.5, 1]), "seeds are whole numbers"),
+        (dict(seeds=[]), "seeds are whole numbers"),
+        (dict(steps=2.5), "whole ones"),
+        (dict(guidance=float("nan")), "guidance is a finite number"),
+        (dict(noise_map_hu=np.zeros((2, 1, 64, 64))), "torch tensor"),
+    ],
+)
+def test_every_order_is_checked_whatever_the_model_looks_at(used, scene, conditions, wrong, says):
+    generate = Generator("na_diff_d", pipeline(used, conditions))
+    with pytest.raises(ParameterError, match=says):
+        generate(scene["mask"], **dict(seeds=[1, 2], steps=2) | wrong)
+
+
+def test_masks_that_are_none_and_devices_that_are_not_there(used, scene):
+    generate = Generator("na_diff_f", pipeline(used))
+    with pytest.raises(ParameterError, match="torch tensor, got ndarray"):
+        generate(scene["mask"].numpy(), seeds=[1, 2])
+    with pytest.raises(ShapeError, match="must be"):
+        generate(scene["mask"][:0], seeds=[1])
+    with pytest.raises(ParameterError, match="is not a device"):
+        generators.load("na_diff_f", device="gpu")
+    how = dict(seeds=np.arange(2), steps=1)
+    same = [generate(scene["mask"], dose=dose, **how) for dose in (0.1, [0.1], np.array([0.1]), np.array([0.1, 0.1]))]
+    assert all(torch.equal(image, same[0]) for image in same)
 
 
 def test_what_does_not_fit_is_named(used, scene):

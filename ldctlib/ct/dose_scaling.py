@@ -29,14 +29,21 @@ projections. "independent" needs the patient, or a phantom, to be scanned twice;
 def dose_list(dose: float | Sequence[float], name: str = "dose") -> list[float]:
     """One dose or several as a list; raises ParameterError for none, and for any outside (0, 1]."""
     doses = np.ravel(dose).tolist()
-    if not doses or not all(0 < d <= 1 for d in doses):
-        raise ParameterError(f"{name} is a fraction of full dose in (0, 1], or several of them; got {dose}")
+    if not doses or not all(isinstance(d, int | float) and 0 < d <= 1 for d in doses):
+        raise ParameterError(f"{name} is a fraction of full dose in (0, 1], or several of them; got {dose!r}")
     return doses
+
+
+def _one(dose: float, name: str = "dose") -> float:
+    doses = dose_list(dose, name)
+    if len(doses) > 1:
+        raise ParameterError(f"{name} is one fraction of full dose here, got {len(doses)}")
+    return doses[0]
 
 
 def _difference_variance(measured_dose: float, acquisition: str) -> float:
     """V, the variance of x_ld - x_fd in units of the full-dose scan's."""
-    (measured_dose,) = dose_list(measured_dose, "measured_dose")
+    measured_dose = _one(measured_dose, "measured_dose")
     if acquisition not in ACQUISITIONS:
         raise ParameterError(f"an acquisition is one of {', '.join(ACQUISITIONS)}; got {acquisition!r}")
     if acquisition == "nested" and measured_dose == 1:
@@ -55,7 +62,7 @@ def noise_scale(dose: float, measured_dose: float, acquisition: str) -> float:
     Raises ParameterError for doses outside (0, 1], another acquisition, and a nested pair without a difference.
     """
     variance = _difference_variance(measured_dose, acquisition)
-    (dose,) = dose_list(dose)
+    dose = _one(dose)
     if acquisition == "nested":
         return math.sqrt((1 / dose - 1) / variance)
     if acquisition == "independent":
@@ -70,12 +77,14 @@ def std_map_scale(dose: float, measured_dose: float, acquisition: str) -> float:
     x_fd's own noise counts too. Errors as there.
     """
     variance = _difference_variance(measured_dose, acquisition)
-    (dose,) = dose_list(dose)
+    dose = _one(dose)
     return math.sqrt(1 / dose / variance)
 
 
 def full_dose_sd(difference_sd, measured_dose: float, acquisition: str):
     """σ, the full-dose scan's standard deviation, from that of x_ld - x_fd (a number or a tensor): sd / √V."""
+    if not bool((torch.as_tensor(difference_sd) >= 0).all()):
+        raise ParameterError(f"a standard deviation is 0 or more, got {difference_sd}")
     return difference_sd / math.sqrt(_difference_variance(measured_dose, acquisition))
 
 

@@ -140,7 +140,9 @@ def read_mask(path: str | Path, kind: str = "classes", image_hu: Tensor | None =
 
 def check_anatomy(mask: Tensor) -> Tensor:
     """The mask as int64. Raises ShapeError unless it is (B, 1, H, W), ParameterError for an id without a class."""
-    if mask.ndim != 4 or mask.shape[1] != 1:
+    if not isinstance(mask, Tensor):
+        raise ParameterError(f"a mask is a torch tensor, got {type(mask).__name__}: make it with anatomy()")
+    if mask.ndim != 4 or mask.shape[1] != 1 or 0 in mask.shape:
         raise ShapeError(f"masks must be (B, 1, H, W), got {tuple(mask.shape)}")
     if mask.is_floating_point() or int(mask.max()) >= len(CLASSES) or int(mask.min()) < 0:
         raise ParameterError(f"a mask holds whole numbers from 0 to {len(CLASSES) - 1}: make it with anatomy()")

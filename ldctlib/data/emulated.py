@@ -30,6 +30,7 @@ from ldctlib.data.patches import crops
 from ldctlib.data.six_dose import DOSES
 from ldctlib.data.stream import BankStream
 from ldctlib.errors import ParameterError, ScanError
+from ldctlib.image import check_images
 from ldctlib.units import SOFT_TISSUE
 
 MU_PER_MM, PHOTONS, VIEWS = 0.02, 1e5, 180
@@ -69,6 +70,10 @@ def emulate(density: Tensor, doses, *, generator: torch.Generator | None = None)
     Backprojection is linear: noise is reconstructed by itself, and the image once for all doses.
     """
     doses = dose_list(doses)
+    check_images(density)
+    low, high = float(density.min()), float(density.max())
+    if low < -0.01 or high > 1.01:
+        raise ParameterError(f"densities of water go from 0 to 1, these from {low:g} to {high:g}: divide grey values")
     geometry = ParallelGeometry.for_image(density.shape[-1], 1.0, n_views=VIEWS)
     project = projector(geometry, density.device)
     p = project.A(MU_PER_MM * density).clamp(min=0)

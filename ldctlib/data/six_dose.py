@@ -8,7 +8,7 @@ sample is a function of (seed, n) alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +65,9 @@ def scanned_slices(
 
     The kernel is drawn for each patient, and so is the full-dose noise near the axis, log-uniform in ``sd_hu``.
     """
+    if not (0 < sd_hu[0] <= sd_hu[1] < inf and a_patient >= 1 and count >= 1):
+        how = "sd_hu is (low, high), above 0, and a_patient and count are 1 or more"
+        raise ParameterError(f"{how}; got {sd_hu}, {a_patient}, {count}")
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     yy, xx = np.mgrid[:size, :size] - (size - 1) / 2
     centre = np.hypot(yy, xx) < 0.15 * size

@@ -108,8 +108,9 @@ class Schedule:
             raise ParameterError(f"spacing is one of {SPACINGS}, got {spacing!r}")
         if not 1 <= start <= self.T:
             raise ParameterError(f"start lies in 1 … {self.T}, got {start}")
-        if not 1 <= steps <= start:
-            raise ParameterError(f"from time {start} a sampler takes 1 … {start} steps, got {steps}")
+        if not 1 <= steps <= start or steps != int(steps):
+            raise ParameterError(f"from time {start} a sampler takes 1 … {start} steps, whole ones, got {steps}")
+        steps = int(steps)
         if spacing == "trailing":
             times = [round(start * i / steps) for i in range(steps, 0, -1)]
         elif spacing == "leading":

@@ -14,21 +14,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldctlib import checkpoints
-from ldctlib.ct.kernels import Kernel
+from ldctlib.ct.dose_scaling import dose_list
+from ldctlib.ct.kernels import Kernel, find_kernel
 from ldctlib.ct.noise_maps import anatomy_noise_map
 from ldctlib.data.anatomy_masks import check_anatomy, typical_hu
 from ldctlib.diffusion.samplers import Step
 from ldctlib.errors import ParameterError, ShapeError, did_you_mean
+from ldctlib.image import check_images
 from ldctlib.phantom.scan_phantom import SCANNER
 from ldctlib.pipelines.synthesis import SynthesisPipeline
+from ldctlib.precision import resolve_device
 from ldctlib.units import Range
 
 FULL_DOSE_SD_HU = 10.0
 """Noise of a full-dose scan near the axis, where nobody says it."""
+
+PIXEL_MM, SD_HU = (0.1, 10.0), (0.1, 100.0)
+"""What pixels and full-dose noise can be at all; training had 6 to 16 HU."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +110,25 @@ class Generator:
             of the mask's tissues (:func:`~ldctlib.ct.noise_maps.anatomy_noise_map`) with ``full_dose_sd_hu`` near the
             axis at full dose.
         noise_map_hu : (B, 1, H, W) in place of a dose.
+        pixel_mm, full_dose_sd_hu : in :data:`PIXEL_MM` and :data:`SD_HU`. What :attr:`conditions` do not name is
+            checked, and has no effect.
         sampling : ``sampler``, ``steps``, ``spacing``, ``guidance`` and a sampler's own, see
             :meth:`~ldctlib.pipelines.synthesis.SynthesisPipeline.steps`.
         """
         check_anatomy(mask)
-        count = len(seeds)
-        if len(mask) not in (1, count) or not count:
+        count, doses = len(_checked(seeds)), dose_list(dose)
+        if len(mask) not in (1, count):
             raise ShapeError(f"{count} seeds make {count} images and need as many masks or one, got {len(mask)}")
-        if noise_map_hu is None and "noise" in self.conditions:
-            doses = list(dose) if isinstance(dose, Sequence) else [dose] * count
-            if len(doses) != count:
-                raise ParameterError(f"{count} images need one dose or as many, got {len(doses)}")
+        if len(doses) not in (1, count):
+            raise ParameterError(f"{count} images need one dose or as many, got {len(doses)}")
+        doses = doses if len(doses) == count else doses * count
+        for name, value, (low, high) in (("pixel_mm", pixel_mm, PIXEL_MM), ("full_dose_sd_hu", full_dose_sd_hu, SD_HU)):
+            if not low <= value <= high:
+                raise ParameterError(f"{name} lies in {low:g} … {high:g}, got {value}")
+        find_kernel(kernel)
+        if noise_map_hu is not None:
+            check_images(noise_map_hu)
+        elif "noise" in self.conditions:
             noise_map_hu = self.noise_map(mask, doses, pixel_mm, full_dose_sd_hu, kernel)
         mask = mask.expand(count, -1, -1, -1)
         if noise_map_hu is not None and noise_map_hu.shape != mask.shape:
@@ -140,6 +155,13 @@ class Generator:
         return torch.cat([made(i if len(mask) > 1 else 0, float(dose)) for i, dose in enumerate(doses)])
 
 
+def _checked(seeds: Sequence[int]) -> Sequence[int]:
+    listed = isinstance(seeds, Sequence | np.ndarray) and len(seeds)
+    if not listed or not all(isinstance(seed, int | np.integer) and seed >= 0 for seed in seeds):
+        raise ParameterError(f"seeds are whole numbers from 0, one for each image, as in seeds=[0]; got {seeds}")
+    return seeds
+
+
 def streams(seeds: Sequence[int], stream: int = 0) -> list[torch.Generator]:
     """A generator for each seed; stream 0 of latents, 1 of the decoder's noise."""
     return [torch.Generator().manual_seed(2 * int(seed) + stream) for seed in seeds]
@@ -150,7 +172,9 @@ def load(name: str, *, device: str | torch.device = "cpu", path: str | None = No
     if name not in GENERATORS:
         near = did_you_mean(name, GENERATORS)
         raise ParameterError(f"no generator is named {name!r}{near}; there are {', '.join(GENERATORS)}")
-    return Generator(name, SynthesisPipeline.from_checkpoint(path or checkpoints.find(name), device=device))
+    return Generator(
+        name, SynthesisPipeline.from_checkpoint(path or checkpoints.find(name), device=resolve_device(device))
+    )
 
 
 def table() -> list[Entry]:

@@ -15,6 +15,7 @@ from ldctlib.data.anatomy_masks import TABLES, read_mask
 from ldctlib.data.dicom_write import write_synthetic
 from ldctlib.data.nifti import write_nifti
 from ldctlib.data.scan import Scan
+from ldctlib.data.six_dose import DOSES
 from ldctlib.errors import ParameterError
 from ldctlib.files import is_taken
 from ldctlib.generators.registry import FULL_DOSE_SD_HU, GENERATORS, load
@@ -76,8 +77,10 @@ def generate_series(
     """
     if file_format not in FORMATS:
         raise ParameterError(f"format is one of {', '.join(FORMATS)}; got {file_format!r}")
-    if not 0 < dose <= 1:
-        raise ParameterError(f"dose is a fraction of full dose in (0, 1], got {dose}")
+    if not DOSES[0] <= dose <= 1:
+        raise ParameterError(f"dose is a fraction of full dose from {DOSES[0]:g} to 1, got {dose}")
+    if pixel_mm is not None and not 0 < pixel_mm < np.inf:
+        raise ParameterError(f"pixel_mm is a size in mm, got {pixel_mm}")
     out = Path(out)
     if is_taken(out):
         raise ParameterError(f"{out} exists and is not an empty folder: name a new one for the synthetic series")
@@ -91,7 +94,9 @@ def generate_series(
         how = dict(dose=dose, pixel_mm=pixel, full_dose_sd_hu=full_dose_sd_hu, kernel=kernel)
         images.append(generate(part, seeds=seeds, steps=steps, guidance=guidance, **how)[:, 0].cpu())
     values = torch.cat(images)
-    told = f"{name}, dose {dose:g}, seed {seed}, {steps} steps" + (f", guidance {guidance:g}" if guidance != 1 else "")
+    told = [name, f"dose {dose:g}" if "noise" in generate.conditions else "dose ignored"]
+    told += [] if "anatomy" in generate.conditions else ["mask ignored"]
+    told = ", ".join([*told, f"seed {seed}", f"{steps} steps"] + [f"guidance {guidance:g}"] * (guidance != 1))
     slice_mm = float(spacing[0]) if np.isfinite(spacing[0]) else 1.0
     if file_format == "dicom":
         return write_synthetic(values, out, pixel_mm=pixel, slice_mm=slice_mm, description=told)
@@ -104,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ldctlib generate", description=__doc__.splitlines()[0])
     parser.add_argument("--mask", required=True, help="a NIfTI or NumPy file of anatomy classes")
     parser.add_argument("--out", required=True, help="a new folder")
-    parser.add_argument("--dose", type=float, default=1.0, help="fraction of full dose, 0.05 to 1")
+    parser.add_argument(
+        "--dose", type=float, default=1.0, help="fraction of full dose, 0.05 to 1; ignored by models of a mask alone"
+    )
     parser.add_argument("--name", default="na_diff_f", help=", ".join(GENERATORS))
     parser.add_argument("--ids", default="classes", help=f"what the mask's numbers are: {', '.join(TABLES)}")
     parser.add_argument("--seed", type=int, default=0)

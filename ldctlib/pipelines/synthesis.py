@@ -7,7 +7,7 @@ both, as in the paper, or maps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 
 import torch
@@ -180,6 +180,8 @@ class SynthesisPipeline:
         guidance : w of classifier-free guidance (Ho & Salimans 2022): eps_0 + w (eps_c - eps_0), where all conditions
             are dropped for eps_0. 1 is none, and needs one evaluation in place of two.
         """
+        if not isfinite(guidance):
+            raise ParameterError(f"guidance is a finite number, got {guidance}")
         inputs = self.inputs(encoded)
         conditional = self.process.predictor(lambda x_t, t: self.network(x_t, t, **inputs))
         if guidance == 1.0 or not inputs:
