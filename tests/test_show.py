@@ -149,6 +149,9 @@ def test_disagreement_draws_the_last_column_in_colour_from_zero():
     assert axes[2].patches[0].center == (5, 4) and axes[2].patches[0].radius == 4
     assert [axis.get_title() for axis in axes] == ["mean", "truth", "std of 3", "", "", ""]
     np.testing.assert_array_equal(axes[5].images[0].get_array(), images.std(0))
+    of_rows = {"dose 0.25": [(4, 5, 2), (9, 9, 1)], "dose 0.1": []}
+    figure = figures.disagreement({"dose 0.25": line, "dose 0.1": line}, circles=of_rows)
+    assert [len(axis.patches) for axis in drawn(figure)[:6]] == [0, 2, 2, 0, 0, 0]
     with pytest.raises(ShapeError, match="the same titles"):
         figures.disagreement({"a": line, "b": {"truth": images[0]}})
 
