@@ -142,7 +142,7 @@ def disagreement(
 ) -> Figure:
     """Rows of images under the same titles; the last column's are standard deviations, 0 … ``top_hu`` HU, in colour.
 
-    circles : (row, column, radius) in pixels, drawn at twice the radius in all columns but the first; or row name → these.
+    circles : (row, column, radius) in pixels, at twice the radius in all columns but the first; or row name → these.
     """
     from matplotlib.patches import Circle
 
