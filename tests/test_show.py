@@ -402,6 +402,8 @@ def test_a_table_has_every_method_of_a_group_and_the_interval_of_its_gain():
     gain = "+0.000 (+0.000 … +0.000)"
     assert chosen.rows == [{"method": "DDNM+", "S": 0.7, "SSIM: gain over pseudo_inverse, 95 %": gain}]
     assert chosen.better == {"S": "high"}
+    timed = benchmark_table(result, *case, {"seconds": "s / slice"}, names={"ddnm_plus": "DDNM+"})
+    assert timed.rows[0]["s / slice"] == 1.0
     few = benchmark_table(BenchmarkResult(pd.DataFrame(rows[:4]), SOFT_TISSUE, "pseudo_inverse", ["psnr"]), *case)
     assert few.columns == ["method", "PSNR (dB)"]  # two patients have no interval
     with pytest.raises(ParameterError, match="no result of 'sr8'"):
