@@ -149,6 +149,9 @@ def test_disagreement_draws_the_last_column_in_colour_from_zero():
     assert axes[2].patches[0].center == (5, 4) and axes[2].patches[0].radius == 4
     assert [axis.get_title() for axis in axes] == ["mean", "truth", "std of 3", "", "", ""]
     np.testing.assert_array_equal(axes[5].images[0].get_array(), images.std(0))
+    of_rows = {"dose 0.25": [(4, 5, 2), (9, 9, 1)], "dose 0.1": []}
+    figure = figures.disagreement({"dose 0.25": line, "dose 0.1": line}, circles=of_rows)
+    assert [len(axis.patches) for axis in drawn(figure)[:6]] == [0, 2, 2, 0, 0, 0]
     with pytest.raises(ShapeError, match="the same titles"):
         figures.disagreement({"a": line, "b": {"truth": images[0]}})
 
@@ -404,6 +407,8 @@ def test_a_table_has_every_method_of_a_group_and_the_interval_of_its_gain():
     gain = "+0.000 (+0.000 … +0.000)"
     assert chosen.rows == [{"method": "DDNM+", "S": 0.7, "SSIM: gain over pseudo_inverse, 95 %": gain}]
     assert chosen.better == {"S": "high"}
+    timed = benchmark_table(result, *case, {"seconds": "s / slice"}, names={"ddnm_plus": "DDNM+"})
+    assert timed.rows[0]["s / slice"] == 1.0
     few = benchmark_table(BenchmarkResult(pd.DataFrame(rows[:4]), SOFT_TISSUE, "pseudo_inverse", ["psnr"]), *case)
     assert few.columns == ["method", "PSNR (dB)"]  # two patients have no interval
     with pytest.raises(ParameterError, match="no result of 'sr8'"):

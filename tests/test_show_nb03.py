@@ -10,6 +10,8 @@ import torch
 
 from ldctlib.diffusion import samplers, schedule
 from ldctlib.errors import ParameterError
+from ldctlib.phantom.organs import ID
+from ldctlib.recipes.man import MAN
 from ldctlib.show.answers import nb03 as answers
 from ldctlib.show.exercises import check
 from ldctlib.show.notebooks import nb03
@@ -73,6 +75,49 @@ def test_the_scrubber_redraws_when_its_slider_moves(steps):
         nb03.scrubber([])
 
 
+def test_the_scrubber_says_what_is_left_and_right_and_in_which_window(steps):
+    first, above, image, below = nb03.scrubber(steps, window=Window(200, 400)).box.children
+    assert "decoded z_t" in above.value and "0 HU" in below.value and "400 HU" in below.value
+    assert image.layout.width == above.layout.width == below.layout.width and hasattr(first, "options")
+
+
+# ---------------------------------------------------------------- diagrams and places
+
+
+def test_the_diagram_of_the_unet_is_that_of_the_trained_one():
+    config = MAN["train"].networks["unet"].config["unet"]
+    texts = [text.get_text() for text in nb03.unet_diagram().axes[0].texts]
+    assert sum("× 64" in text for text in texts) == 2 * len(config["channel_mult"]) + 1
+    width = config["model_channels"] * config["channel_mult"][0]
+    assert width == 64 and config["attention_at"] == [4] and f"16 × 16 × {width}" in texts
+    assert f"sines, MLP: {4 * config['model_channels']} numbers" in texts
+    assert len(nb03.flow_diagram().axes[0].texts) > 30
+
+
+def test_places_lie_inside_the_liver_and_apart():
+    labels = torch.zeros(1, 1, 200, 220, dtype=torch.uint8)
+    labels[..., 40:190, 10:160] = ID["liver"]
+    labels[..., 100:104, 60:64] = ID["hepatic vein"]
+    cut, places, inside = nb03.liver_places(labels, count=4, apart=28, margin=12)
+    assert len(places) == 4 and inside.shape == labels[cut].shape == (1, 1, 128, 128)
+    for i, (row, column) in enumerate(places):
+        around = labels[cut][..., row - 12 : row + 13, column - 12 : column + 13]
+        assert around.shape[-2:] == (25, 25) and (around == ID["liver"]).all()
+        assert all((row - r) ** 2 + (column - c) ** 2 >= 28**2 for r, c in places[:i])
+    with pytest.raises(ParameterError, match="inside the liver"):
+        nb03.liver_places(torch.zeros(1, 1, 200, 220, dtype=torch.uint8))
+
+
+def test_false_spots_are_those_that_are_deep_enough_and_in_the_mask():
+    error, mask = torch.zeros(2, 1, 64, 64), torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    mask[..., 40:] = False
+    for image, column, depth in ((0, 20, -20), (1, 25, 20), (1, 50, 20)):
+        error[image] += depth * nb03.disc(30, column, 3.0, 64)[0]
+    error += 100  # no structure
+    assert nb03.false_spots(error, mask, least_hu=15.0) == [[0, 30, 20], [1, 30, 25]]
+    assert nb03.false_spots(error, mask, least_hu=25.0) == []
+
+
 # ---------------------------------------------------------------- exercises
 
 
@@ -81,10 +126,27 @@ def test_the_number_in_the_answers_is_the_schedules():
 
 
 @pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("03.amplified", 6),
+        ("03.amplified", torch.tensor(-6.4)),
+        ("03.velocity", lambda x, v, a: torch.sqrt(a) * x - torch.sqrt(1 - a) * v),
+        ("03.velocity", lambda x, v, a: float(a) ** 0.5 * x - np.sqrt(1 - float(a)) * v),
+        ("03.velocity", lambda x, v, a: (a**0.5 * x - (1 - a) ** 0.5 * v).float()),
+        ("03.samples", 300.0),
+        ("03.samples", torch.tensor(300)),
+        ("03.samples", (10, 300)),
+    ],
+)
+def test_every_right_form_of_an_answer_is_accepted(name, answer):
+    assert check(name, answer).state == "right"
+
+
+@pytest.mark.parametrize(
     ("name", "answer", "says"),
     [
         ("03.amplified", 642, "That is the factor"),
-        ("03.amplified", 0.01 / 2.4e-6, "Divided by"),
+        ("03.amplified", 0.01 / 2.4e-6, "amplitude"),
         ("03.velocity", lambda x, v, a: a**0.5 * x + (1 - a) ** 0.5 * v, "sign"),
         ("03.velocity", lambda x, v, a: a * x - (1 - a) * v, "roots"),
         ("03.velocity", lambda x, v, a: (1 - a) ** 0.5 * x + a**0.5 * v, "Eliminate eps"),

@@ -111,7 +111,7 @@ def phantom_cases(
         z_mm = low + height * (high - low)
         scanner["generator"] = torch.Generator().manual_seed(int(seed))
         made = scan_phantom(patient, z_mm, (1.0, *doses), kernels=kernels, **scanner, **grid)
-        part = _body_centre(patient.slice(z_mm, **grid).hu, side)
+        part = body_centre(patient.slice(z_mm, **grid).hu, side)
         for name, images in made.items():
             truth, full, *scans = (x[part].contiguous() for x in images)
             part_of = "" if anatomy == "abdomen" else f"{anatomy} "
@@ -123,7 +123,7 @@ def phantom_cases(
     return sorted(cases, key=lambda c: (groups.index(c.group), -c.dose))
 
 
-def _body_centre(image_hu: Tensor, side: int) -> tuple:
+def body_centre(image_hu: Tensor, side: int) -> tuple:
     """Index of the square of ``side`` pixels about the body's centre, inside the image."""
     body = (image_hu[0, 0] > BODY_HU).nonzero().double()
     size = image_hu.shape[-1]

@@ -131,4 +131,4 @@ def _way(arrow: Arrow, edges: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np
     for name in edges:
         if (inside[name] & points_between).any():
             raise ParameterError(f"the arrow {arrow.start} → {arrow.end} crosses the box '{name}': give it another way")
-    return points[points_between]
+    return points[points_between].round(6)  # a straight line without jitter

@@ -142,7 +142,7 @@ def disagreement(
 ) -> Figure:
     """Rows of images under the same titles; the last column's are standard deviations, 0 … ``top_hu`` HU, in colour.
 
-    circles : (row, column, radius) in pixels, drawn at twice the radius in all columns but the first.
+    circles : (row, column, radius) in pixels, at twice the radius in all columns but the first; or row name → these.
     """
     from matplotlib.patches import Circle
 
@@ -152,8 +152,8 @@ def disagreement(
     looks = [(window, "gray")] * (len(titles[0]) - 1) + [(Window(top_hu / 2, top_hu), "magma")]
     cells = [[(image, *look) for image, look in zip(line.values(), looks, strict=True)] for line in lines.values()]
     figure, axes = grid(cells, titles=titles[0], labels=lines, margins=(0.3, 1.2))
-    for row, column, radius in circles:
-        for line in axes:
+    for name, line in zip(lines, axes, strict=True):
+        for row, column, radius in circles[name] if isinstance(circles, Mapping) else circles:
             for axis in line[1:]:
                 edge = "white" if axis is line[-1] else ROI_COLOUR
                 axis.add_patch(Circle((column, row), 2 * radius, fill=False, edgecolor=edge, linewidth=1))

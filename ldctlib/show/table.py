@@ -83,7 +83,7 @@ def benchmark_table(
 ) -> Table:
     """Means of every method in one group and dose of a benchmark, and the 95 % interval of what one metric gains.
 
-    titles : metric -> heading, for the metrics to show; by default all, under their labels.
+    titles : metric, or "seconds" -> heading, for those to show; by default all metrics, under their labels.
     names : method -> its name in the table, for the methods to show; by default all.
     gain : the metric of the last column, the difference to ``result.baseline``. There is none without an interval: it
         takes patients enough.
@@ -115,7 +115,7 @@ def benchmark_table(
             digits = METRICS[gain].digits
             gains[score.method] = f"{score.difference:+.{digits}f} ({score.low:+.{digits}f} … {score.high:+.{digits}f})"
     made = [line | ({gained: gains.get(method, "")} if gains else {}) for method, line in lines.items()]
-    digits = {title: METRICS[metric].digits for metric, title in titles.items()}
+    digits = {title: METRICS[metric].digits for metric, title in titles.items() if metric in METRICS}
     better = {titles[m]: end for m, end in RANKED.items() if m in titles and any(titles[m] in line for line in made)}
     return Table(made, better=better, digits=digits)
 

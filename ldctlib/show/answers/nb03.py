@@ -27,7 +27,8 @@ def _probe(alpha_bar: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
 
 def _error(answer: Any, alpha_bar: float, target: str = "x0") -> float:
     x0, eps, x_t, v = _probe(alpha_bar)
-    return float((answer(x_t, v, alpha_bar) - {"x0": x0, "eps": eps}[target]).abs().max())
+    value = torch.as_tensor(answer(x_t, v, torch.tensor(alpha_bar, dtype=torch.float64)))
+    return float((value - {"x0": x0, "eps": eps}[target]).abs().max())
 
 
 def _x0_from_v(x_t, v, alpha_bar):
@@ -44,34 +45,40 @@ def _wrong_sign(x_t, v, alpha_bar):
 
 def _same(answer: Any, wrong: Any) -> bool:
     _, _, x_t, v = _probe(0.3)
-    return bool(torch.allclose(answer(x_t, v, 0.3), wrong(x_t, v, 0.3)))
+    alpha_bar = torch.tensor(0.3, dtype=torch.float64)
+    return bool(torch.allclose(answer(x_t, v, alpha_bar), wrong(x_t, v, alpha_bar)))
+
+
+def _rounded(value: float, within: float):
+    """Accepts a number of either sign."""
+    return lambda answer: number(value, within=within)(abs(float(answer)))
 
 
 EXERCISES = [
     Exercise(
         name="03.amplified",
-        prompt="In x0_hat = (z_t − √(1−ᾱ) eps_hat) / √ᾱ, change eps_hat by 0.01. By how much does x0_hat change?",
-        accept=number(_amplified(), within=0.03),
+        prompt="How wrong is the estimate of z0, in the latent's standard deviations, if eps_hat is wrong by 0.01?",
+        accept=_rounded(_amplified(), within=0.08),
         right=6.4,
         wrong=0.01,
         because="0.01 · √(1 − ᾱ) / √ᾱ = 6.4 units, six standard deviations of a unit-variance latent: the estimate is "
         "nothing but error. A network that predicts v errs by 0.01 there too, but x0_hat = √ᾱ z_t − √(1 − ᾱ) v passes "
         "it on as 0.01.",
-        hint="What is eps_hat multiplied by on its way into x0_hat?",
+        hint="At t = 999 z_t is nearly all noise. How much of z0 is in it, and what must be done to see it?",
         hints=(
-            (number(642, within=0.03), "That is the factor. The error of eps_hat was 0.01."),
-            (number(0.01 / ALPHA_BAR_999, within=0.05), "Divided by ᾱ: equation (6) divides by its root."),
+            (_rounded(642, within=0.03), "That is the factor. The error of eps_hat was 0.01."),
+            (_rounded(0.01 / ALPHA_BAR_999, within=0.05), "ᾱ is a variance. How large is the signal's amplitude?"),
         ),
     ),
     Exercise(
         name="03.velocity",
         prompt="Write x0_from_v(x_t, v, alpha_bar), given x_t = √ᾱ x0 + √(1−ᾱ) eps and v = √ᾱ eps − √(1−ᾱ) x0.",
-        accept=lambda answer: all(_error(answer, a) < 1e-6 for a in (0.9, 0.3, 2.4e-9)),
+        accept=lambda answer: all(_error(answer, a) < 1e-4 for a in (0.9, 0.3, 2.4e-9)),
         right=_x0_from_v,
         wrong=_as_if_eps,
         because="√ᾱ x_t − √(1 − ᾱ) v: two equations in two unknowns, and the matrix is a rotation, so that nothing is "
         "divided by anything.",
-        hint="Multiply the first equation by √ᾱ, the second by √(1 − ᾱ), and combine them so that eps drops out.",
+        hint="Two equations and two unknowns, x0 and eps. Which one do you not want in the result?",
         hints=(
             (lambda f: _same(f, _as_if_eps), "That is x0 from eps, as in equation (6). v is another thing."),
             (lambda f: _same(f, _wrong_sign), "Look at the sign: does eps drop out?"),
@@ -81,13 +88,13 @@ EXERCISES = [
     ),
     Exercise(
         name="03.samples",
-        prompt="How many draws n make √(1 + 1/n) at most 1.05? And how many network evaluations is that?",
-        accept=number(300, within=0.001),
+        prompt="How many evaluations of the network does a slice cost?",
+        accept=lambda answer: number(300, within=0.001)(answer[-1] if isinstance(answer, tuple | list) else answer),
         right=300,
         wrong=10,
         because="1 + 1/n ≤ 1.05² gives n = 10 draws, so 300 evaluations. The same posterior mean is what a single "
         "evaluation at t = T estimates: if the mean is all that you want, do not draw. Draws show the spread.",
-        hint="Solve √(1 + 1/n) ≤ 1.05 for n, round up, and multiply by the steps of a draw.",
+        hint="How does the error of an average fall with the number of draws, and what does each draw cost?",
         hints=(
             (lambda a: 9 <= float(a) <= 10, "Those are draws. Each takes 30 evaluations."),
             (number(270, within=0.003), "With nine draws it is 5.4 %: round up."),

@@ -1,4 +1,4 @@
-"""Notebook 03: a sampler's steps, decoded, and a slider through them."""
+"""Notebook 03: MAN's data flow and its U-Net, a slider through a sampler's steps, places for lesions in a liver."""
 
 from __future__ import annotations
 
@@ -6,14 +6,110 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError
+from ldctlib.phantom.organs import ID
+from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import plane, strips
 from ldctlib.show.widgets import WIPE_COLOUR, Panel, grey, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 BAR_PX = 4  # height of the scrubber's progress bar
 STATIC_STEPS = 6  # columns of its static figure
+
+
+def flow_diagram():
+    """MAN from the low-dose image to the denoised one, and below it what only the training has: a Figure."""
+    boxes = {
+        "y": ("$y$", 0, 0.5, "low dose", "data", 0.9),
+        "nafnet": ("nafnet", 1, 0, "trained first", "frozen", 1.1),
+        "E1": ("$E$", 2.2, 0, "trained first", "frozen", 1.1),
+        "E2": ("$E$", 2.2, 1, "the same", "frozen", 1.1),
+        "m": ("$m$", 3.5, 0, "estimate", "data", 0.9),
+        "code": ("$E(y)$", 3.5, 1, "code", "data", 0.9),
+        "U": ("U-Net", 4.7, 0, "trained last", "network", 1.3, 2),
+        "z0_hat": (r"$\hat z_0$", 6.4, 0, "after 30 passes", "data", 1.2),
+        "D": ("$D$", 7.7, 0, "with $E$", "frozen"),
+        "x": (r"$\hat x$", 8.8, 0, "denoised", "data", 1.1),
+        "clean": ("$x$", 0, 2, "clean", "data", 0.9),
+        "E3": ("$E$", 2.2, 2, "the same", "frozen", 1.1),
+        "z0": ("$z_0$", 3.5, 2, "its code", "data", 0.9),
+        "z_t": ("$z_t$", 4.7, 2, "with noise of $t$", "operation", 1.3),
+        "loss": ("Eq. 7", 6.4, 2, "training only", "loss", 1.2),
+    }
+    arrows = [("y", "nafnet", "", "down"), ("y", "E2", "", "down"), ("clean", "E3"), ("E3", "z0"), ("z0", "z_t")]
+    arrows += [("nafnet", "E1"), ("E1", "m"), ("E2", "code"), ("m", "U", "", "across"), ("code", "U", "", "across")]
+    arrows += [("z_t", "U"), ("U", "z0_hat"), ("z0_hat", "D"), ("D", "x"), ("U", "loss", "", "across"), ("z_t", "loss")]
+    return diagram(boxes, arrows)
+
+
+def unet_diagram():
+    """The latent U-Net at 512 × 512 pixels: four levels, attention to the condition at the third: a Figure."""
+    sides, attends = (64, 32, 16, 8), "block, attention"
+    boxes = {
+        "in": ("$z_t$, $m$, $E(y) - m$", 0, 0, "3 × 24 maps", "data", 1.9),
+        "t": ("$t$", 0, 1, "sines, MLP: 128 numbers", "data", 1.9),
+        "c": ("$m$ as tokens", 0, 2, "16 × 16 of 64 numbers", "data", 1.9),
+        "out": (r"$\hat v$", 8.9, 0, "24 maps", "data", 1.1),
+    }
+    for row, side in enumerate(sides):
+        label, shape = attends if row == 2 else "residual block", f"{side} × {side} × 64"
+        boxes[f"d{row}"] = (label, 2.6, row, shape, "network", 1.7)
+        boxes[f"u{row}"] = (label, 6.6, row, shape, "network", 1.7)
+    boxes["mid"] = ("block, attention, block", 4.55, 3, "8 × 8 × 64", "network", 1.8)
+    arrows = [("in", "d0"), ("t", "d1", "to every block"), ("c", "d2", "keys, values"), ("d3", "mid"), ("mid", "u3")]
+    for row in range(3):
+        arrows += [(f"d{row}", f"d{row + 1}"), (f"u{row + 1}", f"u{row}"), (f"d{row}", f"u{row}", "skip")]
+    return diagram(boxes, [*arrows, ("u0", "out")])
+
+
+def liver_places(labels: Tensor, *, side: int = 128, count: int = 4, apart: int = 28, margin: int = 12, seed: int = 0):
+    """A square patch (its index) about the middle of the liver, and places (row, column) in it for lesions.
+
+    labels : (1, 1, H, W), of a phantom's slice
+    apart, margin : least distance in pixels between places, and to what is not parenchyma
+
+    Fewer than ``count`` places where there is no room. The third value is the liver without its rim.
+    """
+    other = (labels != ID["liver"]).float()
+    free = F.max_pool2d(other, 2 * margin + 1, 1, margin)[0, 0] == 0
+    if not free.any():
+        raise ParameterError(f"no place in this slice is {margin} pixels inside the liver")
+    middle = free.nonzero().double().mean(0)
+    top, left = ((middle - side / 2).round().long().clamp(min=0).minimum(torch.tensor(free.shape) - side)).tolist()
+    cut = (..., slice(top, top + side), slice(left, left + side))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    free = free[cut] & (torch.minimum(rows, columns) >= margin) & (torch.maximum(rows, columns) < side - margin)
+    generator, places = torch.Generator().manual_seed(seed), []
+    while len(places) < count and free.any():
+        candidates = free.nonzero()
+        row, column = candidates[torch.randint(len(candidates), (), generator=generator)].tolist()
+        places.append((row, column))
+        free &= (rows - row) ** 2 + (columns - column) ** 2 >= apart**2
+    return cut, places, F.max_pool2d(other, 9, 1, 4)[cut] == 0
+
+
+def disc(row: float, column: float, radius: float, side: int = 128) -> Tensor:
+    """A disc with a rim one pixel wide, 0 … 1, (1, 1, side, side)."""
+    at = torch.arange(float(side))
+    return (radius + 0.5 - (at[:, None] - row).hypot(at - column)).clamp(0, 1)[None, None]
+
+
+def false_spots(error_hu: Tensor, mask: Tensor, *, least_hu: float, radius: float = 3.0) -> list[list[int]]:
+    """Structures that an error (n, 1, H, W) adds or takes away in a mask (1, 1, H, W): [image, row, column] of each.
+
+    One is where the mean over a disc differs from that over a ring, 2 to 6 pixels wider, by ``least_hu``.
+    """
+    reach = int(radius) + 7
+    inner, out, core = (disc(reach, reach, radius + more, 2 * reach + 1) for more in (0, 6, 2))
+    template = inner / inner.sum() - (out - core) / (out - core).sum()
+    contrast = F.conv2d(error_hu, template).abs()
+    inside = mask[..., reach:-reach, reach:-reach]
+    peaks = (contrast == F.max_pool2d(contrast, 13, 1, 6)) & (contrast >= least_hu) & inside
+    return [[image, row + reach, column + reach] for image, _, row, column in peaks.nonzero().tolist()]
 
 
 class DecodedStep(NamedTuple):
@@ -63,4 +159,14 @@ def scrubber(steps: Sequence[DecodedStep], *, window: Window = SOFT_TISSUE) -> P
             window=window,
         )
 
-    return panel(controls, lambda step: render_step(steps, step, window), figure)
+    shown = panel(controls, lambda step: render_step(steps, step, window), figure)
+    heads = "".join(f'<b style="flex: 1; text-align: center">{name}</b>' for name in ("decoded z_t", "decoded ẑ0"))
+    grey_scale = "flex: 1; height: 12px; background: linear-gradient(to right, black, white)"
+    bar = f'{window.low:g} HU <span style="{grey_scale}"></span> {window.high:g} HU'
+    for place, content in ((-1, heads), (len(shown.box.children) + 1, bar)):
+        line = w.HTML(f'<div style="display: flex; gap: 8px; align-items: center">{content}</div>')
+        line.layout = w.Layout(width=shown.image.layout.width, max_width="100%")
+        children = list(shown.box.children)
+        children.insert(place, line)
+        shown.box.children = children
+    return shown
