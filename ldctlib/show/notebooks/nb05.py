@@ -59,11 +59,11 @@ def flow_diagram(steps: int):
     """Cat-Diff: noise map and mask as global vectors, a DiT on latents, its image; dashed in training: a Figure."""
     boxes = {
         "map": ("noise map", 0, 0, "Eq. 9", "data", 1.5),
-        "mask": ("mask", 0, 1, "class of each pixel", "data", 1.5),
+        "mask": ("mask", 0, 1, "one class a pixel", "data", 1.5),
         "CLIP1": ("CLIP", 1.5, 0, "one vector", "frozen"),
         "CLIP2": ("CLIP", 1.5, 1, "one vector", "frozen"),
         "rho": (r"$\rho$", 2.5, 0, "Eq. 11", "network", 0.9, 2),
-        "eta": (r"$\eta$", 3.4, 0, "Eqs 12, 13", "network", 1, 2),
+        "eta": (r"$\eta$", 3.4, 0, "Eqs 12, 13", "network", 1.1, 2),
         "c": ("$c$", 4.6, 0.5, "Eq. 14", "data", 1.2),
         "t": ("$t$", 6, 0.5, "time", "data", 1.3),
         "x": ("CT slice", 0, 2, "training only", "data", 1.5),
