@@ -14,7 +14,7 @@ from ldctlib.errors import ParameterError
 from ldctlib.phantom.organs import ID
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import plane, strips
-from ldctlib.show.widgets import WIPE_COLOUR, Panel, grey, panel
+from ldctlib.show.widgets import WIPE_COLOUR, Panel, grey, hu_bar, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
 BAR_PX = 4  # height of the scrubber's progress bar
@@ -159,14 +159,7 @@ def scrubber(steps: Sequence[DecodedStep], *, window: Window = SOFT_TISSUE) -> P
             window=window,
         )
 
-    shown = panel(controls, lambda step: render_step(steps, step, window), figure)
-    heads = "".join(f'<b style="flex: 1; text-align: center">{name}</b>' for name in ("decoded z_t", "decoded ẑ0"))
-    grey_scale = "flex: 1; height: 12px; background: linear-gradient(to right, black, white)"
-    bar = f'{window.low:g} HU <span style="{grey_scale}"></span> {window.high:g} HU'
-    for place, content in ((-1, heads), (len(shown.box.children) + 1, bar)):
-        line = w.HTML(f'<div style="display: flex; gap: 8px; align-items: center">{content}</div>')
-        line.layout = w.Layout(width=shown.image.layout.width, max_width="100%")
-        children = list(shown.box.children)
-        children.insert(place, line)
-        shown.box.children = children
-    return shown
+    def heads(step: int) -> list[str]:
+        return [f"{name} &emsp; {hu_bar(window)}" for name in ("decoded z_t", "decoded ẑ0")]
+
+    return panel(controls, lambda step: render_step(steps, step, window), figure, heads=heads)
