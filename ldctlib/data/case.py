@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ldctlib.data.dicom_open import open_dicom
 from ldctlib.data.dicom_read import read_scan, read_series
 from ldctlib.data.nifti import is_volume_file
 from ldctlib.data.pairing import match_slices
@@ -47,9 +48,8 @@ def _depth(file: Path, as_stored: bool) -> int | None:
             image = nibabel.load(file)
             along = [0, 1, 2] if as_stored else nibabel.orientations.io_orientation(image.affine)[:, 0]
             return int((image.shape + (1,))[list(along).index(2)])  # the axis that runs from feet to head
-        from pydicom import dcmread
-
-        return int(dcmread(file, stop_before_pixels=True, specific_tags=["NumberOfFrames"]).get("NumberOfFrames") or 1)
+        header = open_dicom(file, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+        return int(header.get("NumberOfFrames") or 1)
     except Exception:  # damaged, or a package is missing: reading names it
         return None
 
