@@ -105,9 +105,9 @@ class NiftiOrigin:
 def fill_padding(values: np.ndarray, padding: np.ndarray, scale: str) -> dict[str, Any]:
     """Arguments of a :class:`Scan`: padded pixels become air (HU) or the smallest measured value (arbitrary scale).
 
-    Values that are float32 already are changed in place.
+    Values that are float32 already, and may be written to, are changed in place.
     """
-    values, any_padding = values.astype(np.float32, copy=False), padding.any()
+    values, any_padding = np.require(values, np.float32, "W"), padding.any()
     if any_padding:
         smallest = AIR_HU if scale == "HU" else values.min(where=~padding, initial=np.inf)
         values[padding] = smallest if np.isfinite(smallest) else 0.0
