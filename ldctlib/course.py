@@ -117,7 +117,7 @@ def make_stable(notebook: Any) -> None:
         for key in ("execution", "papermill", "collapsed", "scrolled"):
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if export.WIDGET not in output.get("data", {})]
+            export.drop_widgets(cell)
             for output in cell.outputs:
                 _hide_addresses(output, "text")
                 _hide_addresses(output.get("data", {}), "text/plain", "text/html")

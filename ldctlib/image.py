@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,6 +67,12 @@ def fit(x: Tensor, multiple: int, least: int = 1) -> Tensor:
     if not (bottom or right):
         return x
     return F.pad(x, (0, right, 0, bottom), mode="reflect" if bottom < h and right < w else "replicate")
+
+
+def disc(shape: Sequence[int], place: tuple[float, float], radius: float) -> Tensor:
+    """A disc of height 1 about (row, column) with an edge one pixel wide, (1, 1, H, W)."""
+    row, column = (torch.arange(n, dtype=torch.float32) - at for n, at in zip(shape, place, strict=True))
+    return (radius + 0.5 - row[:, None].hypot(column)).clamp(0, 1)[None, None]
 
 
 def body_mask(reference_hu: Tensor, threshold_hu: float = BODY_HU) -> Tensor:

@@ -112,7 +112,7 @@ def test_false_spots_are_those_that_are_deep_enough_and_in_the_mask():
     error, mask = torch.zeros(2, 1, 64, 64), torch.ones(1, 1, 64, 64, dtype=torch.bool)
     mask[..., 40:] = False
     for image, column, depth in ((0, 20, -20), (1, 25, 20), (1, 50, 20)):
-        error[image] += depth * nb03.disc(30, column, 3.0, 64)[0]
+        error[image] += depth * nb03.disc((64, 64), (30, column), 3.0)[0]
     error += 100  # no structure
     assert nb03.false_spots(error, mask, least_hu=15.0) == [[0, 30, 20], [1, 30, 25]]
     assert nb03.false_spots(error, mask, least_hu=25.0) == []

@@ -23,6 +23,12 @@ def mathml(tex: str, *, block: bool = False) -> str:
     return drawn.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # \sim: a relation, not the keyboard's tilde
 
 
+def drop_widgets(cell: Any) -> None:
+    """Take a cell's widgets out of its outputs: they need a kernel."""
+    if cell.cell_type == "code":
+        cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+
+
 def figures(notebook: Any) -> list[tuple[Any, str]]:
     """(output, caption) of each figure in order; the caption is its number and the heading that it stands under."""
     found, heading = [], ""
@@ -60,8 +66,7 @@ def to_html(notebook: Any, title: str) -> str:
     notebook = nbformat.from_dict({**notebook, "metadata": {**notebook.metadata, "title": title}})
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+        drop_widgets(cell)
     exporter = HTMLExporter(template_name="lab")
     exporter.register_filter("markdown2html", lambda source: MarkdownWithMath(Renderer(escape=False)).render(source))
     html, _ = exporter.from_notebook_node(notebook)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError
+from ldctlib.image import disc
 from ldctlib.phantom.organs import ID
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import plane, strips
@@ -92,19 +93,13 @@ def liver_places(labels: Tensor, *, side: int = 128, count: int = 4, apart: int 
     return cut, places, F.max_pool2d(other, 9, 1, 4)[cut] == 0
 
 
-def disc(row: float, column: float, radius: float, side: int = 128) -> Tensor:
-    """A disc with a rim one pixel wide, 0 … 1, (1, 1, side, side)."""
-    at = torch.arange(float(side))
-    return (radius + 0.5 - (at[:, None] - row).hypot(at - column)).clamp(0, 1)[None, None]
-
-
 def false_spots(error_hu: Tensor, mask: Tensor, *, least_hu: float, radius: float = 3.0) -> list[list[int]]:
     """Structures that an error (n, 1, H, W) adds or takes away in a mask (1, 1, H, W): [image, row, column] of each.
 
     One is where the mean over a disc differs from that over a ring, 2 to 6 pixels wider, by ``least_hu``.
     """
     reach = int(radius) + 7
-    inner, out, core = (disc(reach, reach, radius + more, 2 * reach + 1) for more in (0, 6, 2))
+    inner, out, core = (disc((2 * reach + 1,) * 2, (reach, reach), radius + more) for more in (0, 6, 2))
     template = inner / inner.sum() - (out - core) / (out - core).sum()
     contrast = F.conv2d(error_hu, template).abs()
     inside = mask[..., reach:-reach, reach:-reach]

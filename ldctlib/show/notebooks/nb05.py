@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ldctlib.benchmark.synthesis import UNCLIPPED_HU
 from ldctlib.data.anatomy_masks import CLASSES
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import grid, strips
@@ -51,7 +52,8 @@ def mask_and_image(mask: Any, image_hu: Any, title: str) -> np.ndarray:
 
 def noise_sd_hu(without_hu: Any, noisy_hu: Any, where: Any = True) -> float:
     """The rms of an image's noise in tissue that the soft-tissue window does not clip, in HU."""
-    there = (without_hu > -60) & (without_hu < 160) & where
+    low, high = UNCLIPPED_HU
+    there = (without_hu > low) & (without_hu < high) & where
     return (noisy_hu - without_hu)[there].square().mean().sqrt().item()
 
 

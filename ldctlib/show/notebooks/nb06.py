@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ldctlib import metrics
 from ldctlib.diffusion.plug_and_play import ETA, first_time, measurement_weights
 from ldctlib.errors import ParameterError
+from ldctlib.image import disc
 from ldctlib.operators import CorrelatedNoise, Identity
 from ldctlib.show import png
 from ldctlib.show.diagrams import diagram
@@ -218,12 +219,6 @@ def flat_places(x_hu: Tensor, count: int, *, radius: float, soft=(0.0, 230.0)) -
         places.append(place)
         rough[(row - place[0]).hypot(column - place[1]) < 4 * radius] = torch.inf
     return places
-
-
-def disc(shape: Sequence[int], place: tuple[int, int], radius: float) -> Tensor:
-    """A disc of height 1 with a soft edge of one pixel, (1, 1, H, W)."""
-    row, column = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
-    return (radius + 0.5 - (row - place[0]).hypot(column - place[1])).clamp(0, 1)[None, None]
 
 
 def contrast(x: Tensor, place: tuple[int, int], radius: float) -> Tensor:
