@@ -109,7 +109,7 @@ class Schedule:
         if not 1 <= start <= self.T:
             raise ParameterError(f"start lies in 1 … {self.T}, got {start}")
         if not 1 <= steps <= start or steps != int(steps):
-            raise ParameterError(f"from time {start} a sampler takes a whole number of 1 … {start} steps, got {steps}")
+            raise ParameterError(f"from time {start} a sampler takes 1 … {start} steps, got {steps}: give whole ones")
         steps = int(steps)
         if spacing == "trailing":
             times = [round(start * i / steps) for i in range(steps, 0, -1)]
