@@ -25,6 +25,10 @@ PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
 """Pixel sizes of the noise bank: a few values, so that the projectors stay cached."""
 
 
+THICKNESS_MM = (1.0, 1.0, 3.0)
+"""Of slices: two in three are thin."""
+
+
 def random_kernel(rng: np.random.Generator) -> Kernel:
     """A reconstruction kernel between a soft one and a sharp one that reaches past the pixel's Nyquist frequency."""
     if rng.random() < 0.45:
@@ -39,13 +43,16 @@ def random_scanner(rng: np.random.Generator, *, photons: tuple[float, float]) ->
     return Scanner(n, bowtie_radius_mm=bowtie_mm, modulation=float(rng.uniform(0, 0.5)))
 
 
-def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodies=None) -> tuple[np.ndarray, ...]:
+def scanner_noise(
+    rng: np.random.Generator, count: int, *, size: int = 512, bodies=None, photons=(2e4, 5e5)
+) -> tuple[np.ndarray, ...]:
     """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size), and for each
     the blur in pixels that its kernel gives to edges (:func:`edge_blur_px`).
 
     Photon noise of a body's sinogram, detector bins of half a pixel (three in four) or one, reconstructed alone:
     log(noisy) - log(clean) through FBP, which keeps streaks and everything else that varies over the image.
-    ``bodies`` (n, H, W) in HU lends the attenuation; by default the bank draws phantoms of its own.
+    ``bodies`` (n, H, W) in HU lends the attenuation; by default the bank draws phantoms of its own. With few
+    ``photons`` a ray (between two numbers) bone and shoulders leave dark streaks.
     """
     if bodies is None:
         bodies = PhantomSlices()(rng, max(4, count // 16), size=256)
@@ -60,7 +67,7 @@ def scanner_noise(rng: np.random.Generator, count: int, *, size: int = 512, bodi
         body = torch.from_numpy(bodies[rng.integers(len(bodies))]).float()[None, None]
         body = torch.rot90(body, int(rng.integers(4)), (2, 3))
         line = projector(geometry.on_grid(body.shape[-1])).A(hu_to_mu(body)).clamp(min=0)
-        scanner = random_scanner(rng, photons=(2e4, 5e5))
+        scanner = random_scanner(rng, photons=photons)
         kernel = random_kernel(rng)
         blur[i] = edge_blur_px(kernel, pixel_mm)
         noise = noise_only(line, geometry, scanner, kernel=kernel, generator=generator)[0, 0].numpy()
@@ -82,9 +89,11 @@ def patients_in_turn(rng: np.random.Generator, anatomies: Sequence[str]) -> Iter
         yield Patient.random(int(rng.integers(2**31)), anatomy=anatomy)
 
 
-def random_slice(rng: np.random.Generator, patient: Patient, **grid) -> PhantomSlice:
-    """A slice of a patient at any height, 1 mm thick or, one in three, 3 mm. ``grid`` is of ``Patient.slice``."""
-    thickness = float(rng.choice((1.0, 1.0, 3.0)))
+def random_slice(
+    rng: np.random.Generator, patient: Patient, *, thickness_mm: Sequence[float] = THICKNESS_MM, **grid
+) -> PhantomSlice:
+    """A slice of a patient at any height, as thick as one of some numbers. ``grid`` is of ``Patient.slice``."""
+    thickness = float(rng.choice(thickness_mm))
     low, high = patient.z_range_mm
     return patient.slice(rng.uniform(low + 3, high - 3), thickness_mm=thickness, **grid)
 
@@ -95,6 +104,7 @@ class PhantomSlices:
     in turn."""
 
     anatomies: tuple[str, ...] = ("abdomen",)
+    thickness_mm: tuple[float, ...] = THICKNESS_MM
     sharp = True
 
     def __call__(self, rng: np.random.Generator, count: int, *, size: int = 512) -> np.ndarray:
@@ -102,7 +112,7 @@ class PhantomSlices:
         for i in range(count):
             if i % 4 == 0:
                 patient = next(patients)
-            out[i] = random_slice(rng, patient, size=size).hu[0, 0].numpy()
+            out[i] = random_slice(rng, patient, thickness_mm=self.thickness_mm, size=size).hu[0, 0].numpy()
         return out
 
 

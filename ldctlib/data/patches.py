@@ -13,7 +13,16 @@ import torch
 from torch.utils.data import Dataset
 
 from ldctlib.ct.kernels import edge_blur_px
-from ldctlib.data.banks import PIXELS_MM, PhantomSlices, ScanSlices, Slices, draw_scans, random_kernel, scanner_noise
+from ldctlib.data.banks import (
+    PIXELS_MM,
+    THICKNESS_MM,
+    PhantomSlices,
+    ScanSlices,
+    Slices,
+    draw_scans,
+    random_kernel,
+    scanner_noise,
+)
 from ldctlib.data.collection import Collection
 from ldctlib.data.natural import random_hu
 from ldctlib.data.stream import BankStream
@@ -40,6 +49,8 @@ class PatchConfig:
     mix_probability: float = 0.25  # of noise that adds two of the bank's, for spectra in between
     full_dose_noise_sd_hu: tuple[float, float] | None = None  # adds "full_dose_hu", an image with this noise
     anatomies: tuple[str, ...] = ("abdomen",)  # of the phantoms, in turn
+    thickness_mm: tuple[float, ...] = THICKNESS_MM  # of their slices, each as often
+    photons: tuple[float, float] = (2e4, 5e5)  # a ray, log-uniform: few make streaks behind bone
     block_mean: int = 1  # of clean images alone: a pixel of the patch is the mean of so many a side
 
     def __post_init__(self):
@@ -100,7 +111,7 @@ class NoisePatches(BankStream):
 
     def __init__(self, config: PatchConfig = PatchConfig(), *, slices: Slices | None = None):
         super().__init__(config)
-        self._draw_slices = slices or PhantomSlices(config.anatomies)
+        self._draw_slices = slices or PhantomSlices(config.anatomies, config.thickness_mm)
 
     def draw_bank(self, rng: np.random.Generator) -> None:
         c = self.config
@@ -110,7 +121,7 @@ class NoisePatches(BankStream):
         self._photographs = [image.astype(np.float16) for image in photographs]
         if c.noise_sd_hu is not None:
             bodies = [image.astype(np.float32) for image in self._slices[:: max(1, c.n_slices // 32)]]
-            noises, self._blur = scanner_noise(rng, c.n_noises, size=c.size, bodies=bodies)
+            noises, self._blur = scanner_noise(rng, c.n_noises, size=c.size, bodies=bodies, photons=c.photons)
             self._noises = noises.astype(np.float16)
 
     def sample(self, n: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:

@@ -49,6 +49,41 @@ NAFNET = {
     "paper": nafnet((200_000, 100_000, 20_000), (200, 100), batch_size=16, log_every=100),
 }
 
+# ---------------------------------------------------------------- NAFNet, deeper, on more kinds of scans
+
+NAFNET_DEEP_NETWORK = Network(
+    "nafnet",
+    NAFNET_NETWORK.config | dict(encoder=[2, 4], middle=6, decoder=[4, 2]),
+    start="nafnet",
+    # the further blocks, which start as the identity
+    reinitialise=("encoders.1.2.", "encoders.1.3.", "middle.4.", "middle.5.", "decoders.0.2.", "decoders.0.3."),
+)
+MORE_SCANS: dict[str, Any] = dict(anatomies=("abdomen", "thorax"), thickness_mm=(0.6, 1.0, 2.0, 3.0, 5.0))
+MORE_SCANS |= dict(photons=(4e3, 5e5), mix_probability=0.35)
+"""Chests too, thinner and thicker slices, streaks behind bone, and more spectra between two kernels'."""
+
+
+def nafnet_deep(steps: tuple[int, int, int], warmup: int, batch_size: int, log_every: int, banks=None) -> Recipe:
+    """From the trained NAFNet: steps of the stages "stable", "decay" and "polish", and warm-up steps of the first."""
+    train: dict[str, Any] = dict(batch_size=batch_size, log_every=log_every, betas=(0.9, 0.95), precision="auto")
+    train |= dict(clip_norm=0.5, checkpoint_every=500)
+    data = MORE_SCANS | (banks or {})
+    stable = TrainConfig(steps=steps[0], lr=8e-4, warmup_steps=warmup, schedule="constant", seed=1, **train)
+    stages = (
+        Stage("stable", stable, PatchConfig(seed=13, **data)),
+        Stage("decay", TrainConfig(steps=steps[1], lr=8e-4, seed=2, **train), PatchConfig(seed=1013, **data)),
+        Stage("polish", TrainConfig(steps=steps[2], lr=3e-4, warmup_steps=warmup // 2, seed=3, **train),
+              PatchConfig(seed=2013, noise_sd_hu=(15.0, 140.0), **data)),
+    )
+    return Recipe({"nafnet_deep": NAFNET_DEEP_NETWORK}, stages, updates, paper="Chen et al. 2022")
+
+
+NAFNET_DEEP = {
+    "workshop": nafnet_deep((20, 20, 10), 5, batch_size=8, log_every=10, banks=SMALL_BANKS),
+    "train": nafnet_deep((8_000, 6_000, 2_000), 300, batch_size=16, log_every=100),
+    "paper": nafnet_deep((200_000, 100_000, 20_000), 300, batch_size=16, log_every=100),
+}
+
 # ---------------------------------------------------------------- RED-CNN (Chen et al. 2017), linear output
 
 

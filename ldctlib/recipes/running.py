@@ -39,6 +39,7 @@ from ldctlib.training.processes import make_accelerator
 
 RECIPES: dict[str, Mapping[str, Recipe]] = {
     "nafnet": regression.NAFNET,
+    "nafnet_deep": regression.NAFNET_DEEP,
     "redcnn": regression.REDCNN,
     "autoencoder_simple": man.AUTOENCODER_SIMPLE,
     "autoencoder_perceptual": man.AUTOENCODER_PERCEPTUAL,
