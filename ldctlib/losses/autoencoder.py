@@ -59,11 +59,13 @@ class AutoencoderLoss:
     literature (1e-6 beside a loss summed over the image) as they are, whatever the image's size.
 
     features : :class:`VGG16Features`, :class:`EncoderFeatures`, or None for the ``simple`` objective.
+    perceptual_images : of a batch, the first ones, in which the perceptual distance is taken; None for all.
     """
 
     kl: Ramp = Ramp(1e-6)
     perceptual: Ramp = Ramp(0.0)
     features: nn.Module | None = None
+    perceptual_images: int | None = None
     mse: float = 1.0  # lambda_1, section 3.2
     l1: float = 0.5  # lambda_2
 
@@ -86,6 +88,7 @@ class AutoencoderLoss:
         }
         loss = self.mse * terms["mse"] + self.l1 * terms["l1"] + self.kl(step) * terms["kl"]
         if weight := self.perceptual(step):
-            terms["perceptual"] = perceptual_distance(self.features.to(x.device), x_hat, x)
+            few = slice(self.perceptual_images)
+            terms["perceptual"] = perceptual_distance(self.features.to(x.device), x_hat[few], x[few])
             loss = loss + weight * terms["perceptual"]
         return terms | {"loss": loss}

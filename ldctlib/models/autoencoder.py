@@ -94,9 +94,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror image."""
+    """The encoder's mirror image. With ``sketched`` its last level sees a sketch of the output, too."""
 
-    def __init__(self, in_channels: int, out_channels: int, layout: Layout):
+    def __init__(self, in_channels: int, out_channels: int, layout: Layout, *, sketched: bool = False):
         super().__init__()
         c = layout.widths[-1]
         self.conv_in = nn.Conv2d(in_channels, c, 3, padding=1)
@@ -108,11 +108,15 @@ class Decoder(nn.Module):
             self.levels.append(layout.level(c, width, layout.blocks + 1, attend))
             c = width
         self.out = layout.out(c, out_channels)
+        self.sketch = nn.Conv2d(out_channels, self.ups[-1].conv.out_channels, 3, padding=1) if sketched else None
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, sketch: Tensor | None = None) -> Tensor:
         h = self.middle(self.conv_in(z))
         for i, level in enumerate(self.levels):
-            h = level(self.ups[i - 1](h) if i else h)
+            h = self.ups[i - 1](h) if i else h
+            if self.sketch is not None and i == len(self.levels) - 1:
+                h = h + self.sketch(sketch)
+            h = level(h)
         return self.out(h)
 
 
@@ -133,6 +137,9 @@ class Autoencoder(nn.Module):
     shortcut : a linear path past the network, as in residual autoencoding (Chen et al. 2025, DC-AE, section 3.2):
         the lowest cosines of every f x f block, learnable, so that training starts from a block transform
         instead of from nothing. The network adds what is not linear. False is the paper's.
+    lapped : filter that path across the blocks' borders, so that it overlaps (:class:`BlockBorders`), and show what it
+        synthesises to the decoder's last level. Blocks alone would be seen wherever neighbouring latents err apart, as
+        in a diffusion model's draws.
     latent_scale : factor from raw to scaled latents, kept in the checkpoint's config: see :meth:`fit_latent_scale`.
     norm_groups : groups of every GroupNorm.
 
@@ -153,6 +160,7 @@ class Autoencoder(nn.Module):
         num_head_channels: int | None = None,
         stem: int = 1,
         shortcut: bool = False,
+        lapped: bool = False,
         latent_scale: float = 1.0,
         norm_groups: int = 32,
     ):
@@ -160,6 +168,8 @@ class Autoencoder(nn.Module):
         factors = [2**i for i in range(len(channel_mult))]
         if odd := sorted(set(attention_at) - set(factors)):
             raise ParameterError(f"attention_at={odd}: this autoencoder has levels at factors {factors}")
+        if lapped and not shortcut:
+            raise ParameterError("lapped says how the shortcut's blocks meet: it needs shortcut=True")
         if not latent_scale > 0:
             raise ParameterError(f"latent_scale must be positive, got {latent_scale}")
         self.in_channels, self.latent_channels, self.stem = in_channels, latent_channels, stem
@@ -168,11 +178,12 @@ class Autoencoder(nn.Module):
         widths, attention = [width * m for m in channel_mult], [f in attention_at for f in factors]
         layout = Layout(widths, attention, blocks, num_head_channels, norm_groups)
         self.encoder = Encoder(in_channels * stem**2, 2 * latent_channels, layout)
-        self.decoder = Decoder(latent_channels, in_channels * stem**2, layout)
+        self.decoder = Decoder(latent_channels, in_channels * stem**2, layout, sketched=lapped)
         head = self.encoder.out[-1]  # its second half is the log variance
         nn.init.zeros_(head.weight[latent_channels:])
         nn.init.constant_(head.bias[latent_channels:], INITIAL_LOGVAR)
         self.analysis = self.synthesis = None
+        self.borders = BlockBorders(self.factor) if lapped else nn.Identity()
         if shortcut:
             self.analysis, self.synthesis = linear_path(
                 self.factor, latent_channels, in_channels, instead_of=(head, self.decoder.out[-1])
@@ -182,7 +193,7 @@ class Autoencoder(nn.Module):
         """(B, 1, H, W) in model range -> posterior over raw latents, each (B, c, ceil(H / f), ceil(W / f))."""
         mean, logvar = self.encoder(self._stem(x)).to(x.dtype).chunk(2, dim=1)
         if self.analysis is not None:
-            mean = mean + self.analysis(self._padded(x)).to(x.dtype)
+            mean = mean + self.analysis(self.borders(self._padded(x))).to(x.dtype)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))  # exp stays finite; far outside what training reaches
 
     def decode(self, z: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -194,9 +205,14 @@ class Autoencoder(nn.Module):
         if not (0 < rows <= h and 0 < columns <= w):
             raise ShapeError(f"a latent of {tuple(z.shape[-2:])} decodes to {(h, w)}, which lacks part of {size}")
         raw = z.to(self.decoder.conv_in.weight.dtype)
-        y = F.pixel_shuffle(self.decoder(raw).to(z.dtype), self.stem)
-        if self.synthesis is not None:
-            y = y + self.synthesis(raw).to(z.dtype)
+        if self.synthesis is None:
+            y = F.pixel_shuffle(self.decoder(raw).to(z.dtype), self.stem)
+        elif self.decoder.sketch is None:
+            y = F.pixel_shuffle(self.decoder(raw).to(z.dtype), self.stem) + self.synthesis(raw).to(z.dtype)
+        else:
+            sketch = self.borders.inverse(self.synthesis(raw))
+            y = F.pixel_shuffle(self.decoder(raw, F.pixel_unshuffle(sketch, self.stem)).to(z.dtype), self.stem)
+            y = y + sketch.to(z.dtype)
         return y[..., :rows, :columns]
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Posterior]:
@@ -235,6 +251,51 @@ class Autoencoder(nn.Module):
 
     def _padded(self, x: Tensor) -> Tensor:
         return fit(x.to(self.encoder.conv_in.weight.dtype), self.factor)
+
+
+class BlockBorders(nn.Module):
+    """A fixed orthogonal filter across blocks' borders: before the analysis and, transposed, after the synthesis.
+
+    (B, C, H, W) -> the same, sides of multiples of ``size``. With the blocks' cosines it makes a lapped orthogonal
+    transform, whose basis functions reach half a block into each neighbour and fall to zero there (Malvar & Staelin
+    1989; as a filter in front of blocks: Tran, Liang & Tu 2003). At the image's own border nothing is filtered.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        if size % 2:
+            raise ParameterError(f"blocks of {size} pixels have no half: a lapped transform needs an even factor")
+        self.size = size
+        self.register_buffer("matrix", border_filter(size), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._along(self._along(x, self.matrix).mT, self.matrix).mT
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return self._along(self._along(x, self.matrix.T).mT, self.matrix.T).mT
+
+    def _along(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """Along the last axis."""
+        half, n = self.size // 2, x.shape[-1]
+        if n <= self.size:
+            return x
+        first, inner, last = x.split([half, n - self.size, half], dim=-1)
+        inner = inner.unflatten(-1, (-1, self.size)) @ matrix.T.to(x.dtype)
+        return torch.cat([first, inner.flatten(-2), last], dim=-1)
+
+
+def border_filter(size: int) -> Tensor:
+    """The orthogonal (size, size) matrix across a border: half of its samples lie on each side."""
+    n = size // 2
+    k, j = torch.arange(n, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
+    dct2 = (2 / n) ** 0.5 * torch.cos(torch.pi / n * (j + 0.5) * k[:, None])
+    dct2[0] /= 2**0.5
+    dct4 = (2 / n) ** 0.5 * torch.cos(torch.pi / n * (j + 0.5) * (k[:, None] + 0.5))
+    one, zero = torch.eye(n, dtype=torch.float64), torch.zeros(n, n, dtype=torch.float64)
+    mirror = one.flip(1)
+    butterfly = torch.cat([torch.cat([one, mirror], 1), torch.cat([mirror, -one], 1)])
+    inner = torch.cat([torch.cat([one, zero], 1), torch.cat([zero, mirror @ dct2.T @ dct4 @ mirror], 1)])
+    return (0.5 * butterfly @ inner @ butterfly).float()
 
 
 def linear_path(

@@ -72,8 +72,11 @@ def nafnet_deep(steps: tuple[int, int, int], warmup: int, batch_size: int, log_e
     stages = (
         Stage("stable", stable, PatchConfig(seed=13, **data)),
         Stage("decay", TrainConfig(steps=steps[1], lr=8e-4, seed=2, **train), PatchConfig(seed=1013, **data)),
-        Stage("polish", TrainConfig(steps=steps[2], lr=3e-4, warmup_steps=warmup // 2, seed=3, **train),
-              PatchConfig(seed=2013, noise_sd_hu=(15.0, 140.0), **data)),
+        Stage(
+            "polish",
+            TrainConfig(steps=steps[2], lr=3e-4, warmup_steps=warmup // 2, seed=3, **train),
+            PatchConfig(seed=2013, noise_sd_hu=(15.0, 140.0), **data),
+        ),
     )
     return Recipe({"nafnet_deep": NAFNET_DEEP_NETWORK}, stages, updates, paper="Chen et al. 2022")
 

@@ -45,6 +45,7 @@ RECIPES: dict[str, Mapping[str, Recipe]] = {
     "autoencoder_perceptual": man.AUTOENCODER_PERCEPTUAL,
     "man": man.MAN,
     "man_simple": man.MAN_SIMPLE,
+    "man_paper": man.MAN_PAPER,
     "man_start": man.MAN_START,
     "ddpm": diffusion.DDPM,
     "fast_ddpm": diffusion.FAST_DDPM,
