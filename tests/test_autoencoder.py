@@ -439,7 +439,7 @@ def test_neighbouring_latents_that_err_apart_leave_no_border():
         return float((steps[~inside].mean() / steps[inside].mean()).sqrt())
 
     blocks = Autoencoder(**(F8 | dict(latent_channels=16)))
-    assert ratio(blocks) > 1.5 and ratio(lapped(16)) == pytest.approx(1, abs=0.25)
+    assert ratio(blocks) > 3 and ratio(lapped(16)) < 1.3
 
 
 def test_the_last_level_sees_the_sketch_and_the_border_filter_is_no_weight():

@@ -108,7 +108,8 @@ class Decoder(nn.Module):
             self.levels.append(layout.level(c, width, layout.blocks + 1, attend))
             c = width
         self.out = layout.out(c, out_channels)
-        self.sketch = nn.Conv2d(out_channels, self.ups[-1].conv.out_channels, 3, padding=1) if sketched else None
+        entering = layout.widths[:2][-1]  # channels that the last level is given
+        self.sketch = nn.Conv2d(out_channels, entering, 3, padding=1) if sketched else None
 
     def forward(self, z: Tensor, sketch: Tensor | None = None) -> Tensor:
         h = self.middle(self.conv_in(z))
