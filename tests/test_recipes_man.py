@@ -206,7 +206,9 @@ def test_the_simple_autoencoder_has_a_fixed_kl_weight_and_no_features(trained):
                 x_hat, _ = model(to_model(batch["full_dose_hu"]), generator=torch.Generator().manual_seed(1))
             expected = terms["mse"] + 0.5 * terms["l1"] + stage.options["kl"] * terms["kl"]
             assert "perceptual" not in terms and float(terms["loss"]) == pytest.approx(float(expected), rel=1e-6)
-            assert float(terms["mse"]) == pytest.approx(float((x_hat - to_model(batch["full_dose_hu"])).square().mean()), rel=1e-6)
+            assert float(terms["mse"]) == pytest.approx(
+                float((x_hat - to_model(batch["full_dose_hu"])).square().mean()), rel=1e-6
+            )
 
 
 # ---------------------------------------------------------------- the paper's profile

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ldctlib import checkpoints
@@ -23,6 +25,7 @@ def sample(
     steps: int | None = None,
     start: int | None = None,
     spacing: str = "trailing",
+    times: str | Sequence[int] | None = None,
     num_samples: int = 1,
     batch: int | None = None,
     **options,
@@ -37,6 +40,7 @@ def sample(
     steps : 30, or as many as the model was trained for (Fast-DDPM: 10).
     start : begin at this time from the noised estimate instead. A prior without conditions begins at 300 unless given,
         as PET-diffusion does.
+    times : the visited times, falling, in place of steps, start and spacing; on a command line "1000+600+200".
     num_samples : images drawn and averaged; one is the paper's.
     batch : slices at a time; 4 on latents, 1 on pixels.
     options : go to the sampler, such as ``eta``.
@@ -52,10 +56,12 @@ def sample(
         if start == schedule.T:
             raise ParameterError(f"at start = T = {start} nothing of the image is left for a prior: start below T")
     schedule.times(30 if steps is None else steps, spacing, start=start)  # likewise
+    if times is not None:
+        times = schedule.check_times(times.split("+") if isinstance(times, str) else times)
 
     def mean_of_samples(x, own):
         conditions = pipeline.condition(x.to(device))
-        chain = dict(sampler=sampler, steps=steps, start=start, spacing=spacing, generator=own, **options)
+        chain = dict(sampler=sampler, steps=steps, start=start, spacing=spacing, times=times, generator=own, **options)
         drawn = [samplers.final(pipeline.steps(conditions, **chain)) for _ in range(num_samples)]
         return torch.stack([pipeline.decode(x0, x.shape[-2:]) for x0 in drawn]).mean(0)
 
