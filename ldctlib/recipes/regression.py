@@ -90,8 +90,9 @@ NAFNET_DEEP = {
 # ---------------------------------------------------------------- RED-CNN (Chen et al. 2017), linear output
 
 
-def redcnn(steps: tuple[int, int], warmup: int, batch_size: int, log_every: int, banks) -> Recipe:
+def redcnn(steps: tuple[int, int], warmup: int, batch_size: int, log_every: int, banks=None) -> Recipe:
     """Steps of the stages "stable" and "decay", and warm-up steps of the first."""
+    banks = banks or {}
     train: dict[str, Any] = dict(batch_size=batch_size, log_every=log_every, lr=3e-4, betas=(0.9, 0.99))
     train |= dict(precision="auto", clip_norm=0.5, checkpoint_every=200)
     stable = TrainConfig(steps=steps[0], warmup_steps=warmup, schedule="constant", seed=1, **train)
@@ -104,6 +105,6 @@ def redcnn(steps: tuple[int, int], warmup: int, batch_size: int, log_every: int,
 
 REDCNN = {
     "workshop": redcnn((20, 20), 5, batch_size=4, log_every=5, banks=SMALL_BANKS),
-    "train": redcnn((400, 900), 100, batch_size=8, log_every=50, banks=SHORT_BANKS),
+    "train": redcnn((3_000, 2_000), 100, batch_size=8, log_every=50),
     "paper": redcnn((93_000, 20_000), 100, batch_size=8, log_every=50, banks=SHORT_BANKS),
 }
