@@ -38,8 +38,8 @@ from ldctlib.training import TrainConfig, TrainLog, train
 from ldctlib.training.processes import make_accelerator
 
 RECIPES: dict[str, Mapping[str, Recipe]] = {
+    "nafnet_start": regression.NAFNET_START,
     "nafnet": regression.NAFNET,
-    "nafnet_deep": regression.NAFNET_DEEP,
     "redcnn": regression.REDCNN,
     "autoencoder_simple": man.AUTOENCODER_SIMPLE,
     "autoencoder_perceptual": man.AUTOENCODER_PERCEPTUAL,
