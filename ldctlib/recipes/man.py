@@ -139,15 +139,15 @@ AUTOENCODER_PERCEPTUAL = {profile: autoencoder_recipe(profile, perceptual=True) 
 
 # ---------------------------------------------------------------- latent diffusion (section 2.2)
 
-RESIDUAL_TO_ESTIMATE: dict[str, Any] = RESIDUAL_TO_INPUT | dict(residual_std=0.1)
-"""A first estimate's code is nearer: by 0.1 latents of unit variance differ over the phantoms and photographs."""
+RESIDUAL_TO_ESTIMATE: dict[str, Any] = RESIDUAL_TO_INPUT | dict(residual_std=0.12)
+"""A first estimate's code is nearer: by 0.12 latents of unit variance differ over the phantoms and photographs."""
 
 LATENT_UNET: dict[str, Any] = dict(in_channels=LATENT_CHANNELS, model_channels=24, channel_mult=[2, 2, 2, 2])
 LATENT_UNET |= dict(num_res_blocks=1, attention_at=[4], num_head_channels=24, norm_groups=8)
 PRIOR = Network("unet", LATENT_UNET)
 """The latent U-Net without conditions."""
 CONDITIONED = Network(
-    "conditioned_unet", dict(unet=LATENT_UNET | dict(context_channels=LATENT_CHANNELS, context_dim=64), gain=1 / 0.1)
+    "conditioned_unet", dict(unet=LATENT_UNET | dict(context_channels=LATENT_CHANNELS, context_dim=64), gain=1 / 0.12)
 )
 """Conditioned on the codes of the low-dose image and of a first estimate: the code alone, made for clean images, has
 lost what tells noise from anatomy."""
