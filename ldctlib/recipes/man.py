@@ -199,13 +199,13 @@ def latent_recipe(profile: str, *, autoencoder: str, seed: int, form: str = "est
             Stage(
                 "stable",
                 TrainConfig(steps=7_500, batch_size=4, lr=1e-3, warmup_steps=200, schedule="constant", **train),
-                PatchConfig(seed=200 + seed, patch=128, photograph_share=0.25),
+                PatchConfig(seed=200 + seed, patch=128, photograph_share=0.25, **MORE_SCANS),
                 options,
             ),
             Stage(
                 "decay",
                 TrainConfig(steps=2_000, batch_size=2, lr=1e-3, **train),
-                PatchConfig(seed=1200 + seed, patch=256, photograph_share=0.25),
+                PatchConfig(seed=1200 + seed, patch=256, photograph_share=0.25, **MORE_SCANS),
                 options,
             ),
         )
