@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.losses import Ramp
 from ldctlib.models.autoencoder import Autoencoder
 from ldctlib.show.exercises import check
 from ldctlib.show.notebooks import nb02
@@ -41,15 +42,14 @@ def test_mosaic_shows_the_channels_in_reading_order(z):
     assert sheet.shape == (2 * 9, 3 * 12)  # 6 = 2 x 3: nothing is left over
     np.testing.assert_array_equal(sheet[9:, 12:24], z[0, 4].numpy())
     assert nb02.mosaic(torch.zeros(24, 4, 4)).shape == (16, 24)
-    odd = nb02.mosaic(z[0, :5], columns=2)
-    assert odd.shape == (27, 24) and np.isnan(odd[18:, 12:]).all() and not np.isnan(odd[:18]).any()
+    odd = nb02.mosaic(torch.zeros(11, 9, 12))
+    assert odd.shape == (27, 48) and np.isnan(odd[18:, 36:]).all() and not np.isnan(odd[:, :36]).any()
 
 
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
         (lambda: nb02.mosaic(torch.zeros(2, 3, 4, 4)), ShapeError, r"got \(2, 3, 4, 4\)"),
-        (lambda: nb02.mosaic(torch.zeros(3, 4, 4), columns=0), ParameterError, "at least one column"),
         (lambda: nb02.bottleneck(torch.zeros(8, 8), torch.zeros(2, 1, 1), torch.zeros(8, 9)), ShapeError, "one shape"),
     ],
 )
@@ -60,7 +60,7 @@ def test_pictures_refuse(given, error, says):
 
 def test_bottleneck_draws_a_number_of_the_latent_as_large_as_a_pixel(z):
     image = upsample(z)
-    figure = nb02.bottleneck(image, z, image + 5, window=SOFT_TISSUE)
+    figure = nb02.bottleneck(image, z, image + 5)
     first, latent, second, error = [axis for axis in figure.axes if axis.images][:4]
     shown = np.asarray(latent.images[0].get_array().filled(np.nan))
     assert shown.shape == image.shape[-2:]
@@ -79,11 +79,76 @@ def test_the_diagram_has_the_sizes_of_its_model():
         attention_at=(2,),
         stem=2,
         shortcut=True,
+        lapped=True,
         norm_groups=4,
     )
     texts = [text.get_text() for text in nb02.autoencoder_diagram(model, 64).axes[0].texts]
     assert {"1 × 64²", "4 × 32²", "8 × 32²", "16 × 16²", "2 × 5 × 16²", "5 × 16²"} <= set(texts)
     assert texts.count("residual + attention") == 2  # one level, in the encoder and in the decoder
+
+
+def test_border_ratio_is_one_for_noise_and_sees_blocks_in_both_directions():
+    x = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(1))
+    assert nb02.border_ratio(x, 8) == pytest.approx(1, abs=0.02)
+    means = F.interpolate(torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2)), scale_factor=8)
+    ratio = nb02.border_ratio(x + 10 * means, 8)
+    assert ratio == pytest.approx(101**0.5, rel=0.1)  # steps of variance 2 + 200 across, of 2 inside
+    assert nb02.border_ratio((x + 10 * means).roll(3, dims=-1), 8) < 0.8 * ratio
+
+
+def test_discs_have_their_area_and_lie_in_every_phase():
+    disc = nb02.discs(104, 3.0)
+    assert disc.shape == (1, 1, 104, 104) and disc.max() == 1
+    assert float(disc.sum()) == pytest.approx(64 * np.pi * 1.5**2, rel=0.03)  # 8 x 8 of them
+    phases = {int(i) % 8 for i in (disc[0, 0].amax(0) == 1).nonzero()}
+    assert phases == set(range(8))
+
+
+def test_flat_places_have_no_edge():
+    image = torch.full((1, 1, 128, 128), 40.0)
+    image[..., :60, :] = 80
+    square = nb02.flattest(image, 32)
+    assert image[square].shape == (1, 1, 32, 32) and image[square].unique().tolist() in ([40.0], [80.0])
+    assert square[1].start % 8 == square[2].start % 8 == 0
+
+
+def test_regions_are_apart():
+    truth = torch.full((1, 1, 64, 64), 40.0)
+    truth[..., :30, :] = 140
+    masks = nb02.regions(truth)
+    assert masks["edges"][0, 0, 29:31].all() and not (masks["edges"] & masks["flat"]).any()
+    assert not masks["flat"][0, 0, 26:34].any() and masks["flat"][0, 0, 40:60].all()
+
+
+def test_noise_power_is_measured_beside_strong_edges():
+    truth = torch.full((1, 1, 128, 128), 40.0)
+    truth[..., :60, :] = 140
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(4))
+    seen = truth + 10 * noise
+    seen[..., 55:65, :] += 1000  # near the edge: no square may hold it
+    frequency, power = nb02.mean_nps([seen], [truth], 0.8)
+    assert frequency[-1] == pytest.approx(0.5 / 0.8)
+    assert power[4:].mean() == pytest.approx(100 * 0.8**2, rel=0.15)  # white: variance times a pixel's area
+
+
+# -- small VAEs -----------------------------------------------------------------------------------------
+
+
+def test_toys_learn_and_a_heavy_kl_switches_channels_off():
+    draw = torch.Generator().manual_seed(3)
+    x = 0.3 * torch.randn(512, 4, generator=draw) @ torch.randn(4, 16, generator=draw) / 2
+    weights = [Ramp(0.0), Ramp(10.0), Ramp(10.0, 0.5, 1.0)]
+    mse, nats = nb02.train_toys(x[64:], x[:64], weights, steps=40, generator=draw, starts=2)
+    assert mse.shape == (4, 3, 2) and nats.shape == (4, 3, 2, 16)
+    assert (mse[-1, 0] < mse[0, 0]).all() and not torch.equal(mse[..., 0], mse[..., 1])
+    none, heavy, ramped = nats.sum(-1).unbind(1)
+    assert (heavy[-1] < 0.5 * none[-1]).all()
+    assert (heavy[1] < ramped[1]).all()  # until step 20 the ramp's weight is 0
+    scores = nb02.toy_scores(mse, nats, 10.0, d=16)
+    assert (scores["channels alive"][-1, 1] < scores["channels alive"][-1, 0]).all()
+    torch.testing.assert_close(scores["loss × 1000"], 1000 * (mse + 10 * nats.sum(-1) / 16))
+    figure = nb02.toy_figure(scores, ["a", "b", "c"], dict.fromkeys(scores, 7.0), (8, 20))
+    assert [axis.get_ylabel() for axis in figure.axes] == ["RMSE (HU)", "channels alive"]
 
 
 # -- the walk -------------------------------------------------------------------------------------------

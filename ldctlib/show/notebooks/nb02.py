@@ -1,4 +1,4 @@
-"""Notebook 02: an autoencoder's diagram, a latent's channels as a mosaic, and a walk through a latent.
+"""Notebook 02: figures of an autoencoder and its latent, the small VAEs of its section 3, and a walk through a latent.
 
 A latent is (1, c, h, w) or (c, h, w), raw (as the decoder takes it). ``decode`` is any callable from raw latents
 (B, c, h, w) to images (B, 1, H, W) in HU. Figures are closed to pyplot, as in :mod:`ldctlib.show.figures`.
@@ -6,16 +6,21 @@ A latent is (1, c, h, w) or (c, h, w), raw (as the decoder takes it). ``decode``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError, ShapeError
+from ldctlib.losses import Ramp
+from ldctlib.metrics import body_mask, edge_strength, nps, soft_tissue_rois
+from ldctlib.models.autoencoder import Posterior
 from ldctlib.show.diagrams import diagram
-from ldctlib.show.figures import DIFFERENCE, grid, plane, rows
+from ldctlib.show.figures import DIFFERENCE, curves, grid, plane, rows
+from ldctlib.show.png import COLOURS
 from ldctlib.show.widgets import Panel, grey, hu_bar, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
@@ -31,7 +36,7 @@ CENTRE = 1 / 3
 
 
 def autoencoder_diagram(model: Autoencoder, side: int) -> Figure:
-    """Encoder (above) and decoder (below) of an autoencoder with a stem and a shortcut, sizes for side² pixels."""
+    """Encoder (above) and decoder (below) of an autoencoder with a stem and a lapped shortcut, for side² pixels."""
     stem, latent = model.stem, f"{model.latent_channels} × {side // model.factor}²"
     levels = len(model.encoder.levels)
     last, wide = 2 + 1.3 * levels, 1.3 * levels
@@ -42,6 +47,8 @@ def autoencoder_diagram(model: Autoencoder, side: int) -> Figure:
         "z": (r"$z = \mu + \sigma\epsilon$", last, 2, latent, "data", 1.2),
         "unstem": (f"channels to {stem} × {stem}", 0.8, 2, f"1 × {side}²", "operation", 1.2),
         "x_hat": (r"$\tilde x$", 0, 2, f"1 × {side}²", "data", 0.8),
+        "B": ("$B$", 0.8, 0, "filter across borders", "operation", 1.2),
+        "BT": (r"$B^\mathsf{T}$", 0.8, 3, f"sketch, 1 × {side}²", "operation", 1.2),
         "W": ("$W$", 2, 0, f"{model.latent_channels} cosines of {model.factor}² pixels", "network", wide),
         "WT": (r"$W^\mathsf{T}$", 2, 3, "the same cosines at the start", "network", wide),
     }
@@ -51,9 +58,9 @@ def autoencoder_diagram(model: Autoencoder, side: int) -> Figure:
         boxes |= {f"{part}{i}": (text, 2 + 1.3 * i, row, shape, "network", 1.3) for part, row in (("E", 1), ("D", 2))}
     down = ["x", "stem", *(f"E{i}" for i in range(levels)), "posterior", "z"]
     up = ["z", *(f"D{i}" for i in reversed(range(levels))), "unstem", "x_hat"]
-    arrows = [*zip(down, down[1:], strict=False), *zip(up, up[1:], strict=False)]
-    arrows += [("x", "W", "", "down"), ("W", "posterior", "+", "across")]
-    return diagram(boxes, [*arrows, ("z", "WT", "", "down"), ("WT", "x_hat", "+", "across")])
+    arrows = [*zip(down, down[1:], strict=False), *zip(up, up[1:], strict=False), ("B", "W"), ("WT", "BT")]
+    arrows += [("x", "B", "", "down"), ("W", "posterior", "+", "across")]
+    return diagram(boxes, [*arrows, ("z", "WT", "", "down"), ("BT", "x_hat", "+", "across"), ("BT", "D0")])
 
 
 def channels(z: Any) -> np.ndarray:
@@ -66,18 +73,12 @@ def channels(z: Any) -> np.ndarray:
     return array.astype(np.float32, copy=False)
 
 
-def mosaic(z: Any, *, columns: int | None = None) -> np.ndarray:
-    """The channels of a latent side by side in reading order: (rows · h, columns · w), NaN where none is left.
-
-    columns : default is about a square, full where the number of channels allows it.
-    """
+def mosaic(z: Any) -> np.ndarray:
+    """A latent's channels in reading order, about a square of them; NaN where none is left."""
     array = channels(z)
     c, h, w = array.shape
-    if columns is None:
-        square = int(np.ceil(np.sqrt(c)))
-        columns = next((n for n in range(square, 2 * square) if c % n == 0), square)
-    if columns < 1:
-        raise ParameterError(f"a mosaic has at least one column, got {columns}")
+    square = int(np.ceil(np.sqrt(c)))
+    columns = next((n for n in range(square, 2 * square) if c % n == 0), square)
     lines = -(-c // columns)
     sheet = np.full((lines * columns, h, w), np.nan, np.float32)
     sheet[:c] = array
@@ -85,13 +86,7 @@ def mosaic(z: Any, *, columns: int | None = None) -> np.ndarray:
 
 
 def bottleneck(
-    image_hu: Any,
-    z: Any,
-    decoded_hu: Any,
-    *,
-    window: Window = SOFT_TISSUE,
-    difference: Window = DIFFERENCE,
-    names: tuple[str, str] = ("x", "D(E(x))"),
+    image_hu: Any, z: Any, decoded_hu: Any, *, difference: Window = DIFFERENCE, names=("x", "D(E(x))")
 ) -> Figure:
     """An image, its latent at the same size of a number on paper, the decoded image, and the difference in HU.
 
@@ -105,9 +100,9 @@ def bottleneck(
     paper = np.full_like(image, np.nan)
     paper[: sheet.shape[0], : sheet.shape[1]] = sheet
     cells = (
-        (image, window, "gray"),
+        (image, SOFT_TISSUE, "gray"),
         (paper, Window(0.5, 1), "gray"),
-        (decoded, window, "gray"),
+        (decoded, SOFT_TISSUE, "gray"),
         (decoded - image, difference, "RdBu_r"),
     )
     c, h, w = latent.shape
@@ -121,6 +116,131 @@ def bottleneck(
     bar = dict(location="bottom", fraction=0.06, pad=0.02)
     figure.colorbar(axes[0, 0].images[0], ax=list(axes[0, :3]), label="HU (both images)", aspect=60, **bar)
     figure.colorbar(axes[0, 3].images[0], ax=axes[0, 3], label="HU", **bar)
+    return figure
+
+
+def border_ratio(x: Tensor, size: int) -> float:
+    """How much larger the steps from pixel to pixel are across the borders of blocks than inside them (RMS).
+
+    x : (..., H, W), blocks of ``size`` from its upper left corner. 1 where no border is seen.
+    """
+    steps = [(y[..., 1:] - y[..., :-1]).square() for y in (x, x.mT)]
+    across = torch.stack([s[..., size - 1 :: size].mean() for s in steps]).mean()
+    inside = torch.stack([s[..., k::size].mean() for s in steps for k in range(size - 1)]).mean()
+    return float((across / inside).sqrt())
+
+
+def discs(size: int, diameter: float, *, step: int = 13, fine: int = 8) -> Tensor:
+    """Discs of height 1, ``step`` pixels apart, (1, 1, size, size); a pixel that is cut counts by its area inside.
+
+    A step that shares no factor with the blocks puts them in every phase.
+    """
+    axis = (torch.arange(size * fine) + 0.5) / fine
+    offset = (axis - step / 2).remainder(step)
+    near = torch.minimum(offset, step - offset).square()
+    inside = (near[:, None] + near < (diameter / 2) ** 2).float()
+    return F.avg_pool2d(inside[None, None], fine)
+
+
+def flattest(image_hu: Tensor, size: int) -> tuple:
+    """Index of the square of soft tissue with the weakest edges, of ``size`` pixels; its corner is one of blocks."""
+    strength = edge_strength(image_hu)
+    corners = soft_tissue_rois(image_hu, size, step=8)
+    squares = [(..., slice(row, row + size), slice(column, column + size)) for _, row, column in corners]
+    return min(squares, key=lambda square: float(strength[square].mean()))
+
+
+def regions(truth_hu: Tensor) -> dict[str, Tensor]:
+    """Masks: "flat" is soft tissue without an edge within four pixels, "edges" are those of the body."""
+    strength = edge_strength(truth_hu)
+    far = F.max_pool2d(strength, 9, stride=1, padding=4) < 5
+    flat = far & (truth_hu > -150) & (truth_hu < 250)
+    return {"flat": flat, "edges": (strength > 20) & body_mask(truth_hu)}
+
+
+def mean_nps(images_hu: Sequence[Tensor], truths_hu: Sequence[Tensor], pixel_mm: float) -> tuple:
+    """Frequencies in 1/mm, and the radial NPS of images minus truths where the truth has no strong edge."""
+    spectra = []
+    for image, truth in zip(images_hu, truths_hu, strict=True):
+        strength = F.max_pool2d(edge_strength(truth), 32, stride=1)
+        corners = [c for c in soft_tissue_rois(truth, 32, step=8) if strength[c[0], 0, c[1], c[2]] < 20]
+        spectra.append(nps(image - truth, pixel_mm, roi=32, corners=corners).radial[:17])
+    return np.arange(17) / (32 * pixel_mm), np.mean(spectra, axis=0)
+
+
+# ---------------------------------------------------------------- small VAEs
+
+
+@torch.enable_grad()
+def train_toys(
+    training: Tensor, held_out: Tensor, weights: Collection[Ramp], *, steps: int, generator: torch.Generator, starts=5
+) -> tuple[Tensor, Tensor]:
+    """Train small VAEs side by side, 16 latent numbers each, on vectors (n, d) with the loss MSE + λ KL / d.
+
+    weights : a run's λ, over the share of the steps; every run has the same ``starts`` random starts
+
+    Returns the MSE (times, runs, starts) and the nats of each number (times, runs, starts, 16) on the held-out
+    vectors, whose noise is the same every time, after every tenth step.
+    """
+    d, runs = training.shape[-1], len(weights)
+    encoder = _layers(d, 64, 64, 32, copies=(runs, starts), generator=generator)
+    decoder = _layers(16, 64, 64, d, copies=(runs, starts), generator=generator)
+    optimizer = torch.optim.AdamW([*encoder, *decoder], betas=(0.9, 0.99))
+    history = []
+
+    def terms(x: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        x = x.expand(runs * starts, -1, -1)
+        posterior = Posterior(*_apply(encoder, 4 * x).chunk(2, dim=-1))
+        x_hat = _apply(decoder, posterior.sample(draw))
+        nats = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - posterior.logvar - 1)
+        return (x_hat - x).square().mean((1, 2)), nats.mean(1)
+
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 + np.cos(np.pi * step / steps))
+        weight = torch.tensor([ramp(step / steps) for ramp in weights]).repeat_interleave(starts)
+        mse, nats = terms(training[torch.randint(len(training), (128,), generator=generator)], generator)
+        optimizer.zero_grad()
+        (mse + weight * nats.sum(1) / d).sum().backward()
+        optimizer.step()
+        if step % 10 == 9:
+            with torch.no_grad():
+                history.append(terms(held_out, torch.Generator().manual_seed(0)))
+    mse, nats = (torch.stack(part).unflatten(1, (runs, starts)) for part in zip(*history, strict=True))
+    return mse, nats
+
+
+def _layers(*sizes: int, copies: tuple[int, int], generator: torch.Generator) -> list[Tensor]:
+    """Weights and biases (runs · starts, in, out), (runs · starts, 1, out)."""
+    runs, starts = copies
+    shapes = [(n, b, a) for a, b in zip(sizes, sizes[1:], strict=False) for n in (a, 1)]
+    drawn = [(2 * torch.rand(starts, n, b, generator=generator) - 1) / a**0.5 for n, b, a in shapes]
+    return [each.repeat(runs, 1, 1).requires_grad_() for each in drawn]
+
+
+def _apply(weights: Sequence[Tensor], x: Tensor) -> Tensor:
+    """(runs · starts, n, in) to (runs · starts, n, out)."""
+    for weight, bias in zip(weights[::2], weights[1::2], strict=True):
+        x = torch.baddbmm(bias, x if weight is weights[0] else F.silu(x), weight)
+    return x
+
+
+def toy_scores(mse: Tensor, nats: Tensor, weight: float, d: int = 64) -> dict[str, Tensor]:
+    """RMSE, the numbers with more than 0.05 nats, and the loss at ``weight``, of what :func:`train_toys` returns."""
+    alive, loss = (nats > 0.05).sum(-1).float(), mse + weight * nats.sum(-1) / d
+    return {"RMSE (HU)": 1000 * mse.sqrt(), "channels alive": alive, "loss × 1000": 1000 * loss}
+
+
+def toy_figure(scores: Mapping[str, Tensor], runs: Collection[str], levels: Mapping[str, float], ramp) -> Figure:
+    """RMSE and channels alive over the steps: means, the range of the starts as bands; the ramp's steps are grey."""
+    shown = list(scores)[:2]
+    steps = 10 * np.arange(1, len(scores[shown[0]]) + 1)
+    panels = {label: {name: (steps, scores[label][:, i].mean(-1)) for i, name in enumerate(runs)} for label in shown}
+    figure = curves(panels, xlabel="step", levels={label: {"Eq. (B)": levels[label]} for label in shown})
+    for axis, label in zip(figure.axes, shown, strict=True):
+        axis.axvspan(*ramp, color="0.93", zorder=0)
+        for i in range(len(runs)):
+            axis.fill_between(steps, *scores[label][:, i].aminmax(dim=-1), color=COLOURS[i], alpha=0.2)
+    figure.axes[0].set_ylim(40, 130)
     return figure
 
 
