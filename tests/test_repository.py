@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
-    ("units", "errors", "files", "image", "compat", "precision", "profiles", "notebook"),
+    ("units", "errors", "commands", "files", "image", "compat", "precision", "profiles", "notebook"),
     ("ct", "models"),
     ("phantom", "operators"),
     ("diffusion", "losses", "checkpoints"),
