@@ -35,6 +35,8 @@ display(widgets.slice_viewer(np.stack([clean, noisy, clean + 60])))
 display(widgets.wipe(noisy, clean))
 display(widgets.dose_slider({0.25: noisy, 0.5: clean + 10, 1.0: clean}, clean))
 """
+FAILURE = ".jp-RenderedText .ansi-red-fg"
+"""A traceback."""
 PICTURES = "() => [...document.querySelectorAll('img.widget-image')].map(e => e.src)"
 
 
@@ -56,6 +58,8 @@ def browser():
 def lab(tmp_path_factory):
     """(address of a JupyterLab, its folder, its token)."""
     folder, token = tmp_path_factory.mktemp("lab"), secrets.token_hex(8)
+    shutil.copytree(NOTEBOOKS.parent / "docs", folder / "docs")  # whose results notebooks read
+    (folder / "notebooks").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -83,19 +87,22 @@ def lab(tmp_path_factory):
 def move_all(browser, lab, path: Path, seconds: float) -> dict[str, bool]:
     """Run a notebook in JupyterLab and move every slider one step: name -> did a picture change?"""
     address, folder, token = lab
-    shutil.copy(path, folder / path.name)
+    shutil.copy(path, folder / "notebooks" / path.name)
     page = browser.new_page(viewport={"width": 1400, "height": 4000})
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(f"{address}/lab/tree/{path.name}?token={token}&reset")
+    page.goto(f"{address}/lab/tree/notebooks/{path.name}?token={token}&reset")
     page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')", timeout=120_000)
     page.wait_for_function("document.body.innerText.includes('| Idle')", timeout=120_000)  # the kernel
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     page.wait_for_function(
-        "() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent);"
-        " return p.length && p.every(t => /\\[\\d+\\]/.test(t) || t.trim() === '') }",
+        "failure => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent);"
+        " const done = p.length && p.every(t => /\\[\\d+\\]/.test(t) || t.trim() === '');"
+        " return done || document.querySelector(failure) }",
+        arg=FAILURE,
         timeout=1000 * seconds,
     )
+    assert not page.locator(FAILURE).count(), page.locator(FAILURE).first.locator("xpath=..").inner_text()
     moved = {}
     sliders = page.locator(".jp-OutputArea-output .widget-slider")
     # twice: what one slider shows may wait for another, as a latent's channel for the shift along it
@@ -114,7 +121,7 @@ def move_all(browser, lab, path: Path, seconds: float) -> dict[str, bool]:
             if after != before:
                 break
         moved[name] = after != before
-    assert not page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg").count()
+    assert not page.locator(FAILURE).count()
     assert not errors, errors
     page.close()
     return moved
