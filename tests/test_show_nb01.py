@@ -26,6 +26,28 @@ def test_simulated_spectra_lie_over_the_real_ones_at_their_scale():
         assert guess.max() == 1
 
 
+def test_the_laws_of_noise_stand_beside_what_was_measured():
+    counted = {100.0: (0.1, 0.005), 400.0: (0.05, 0.001)}
+    figure = nb01.noise_laws(counted, 0.0, {"slim": [10.0, 20.0], "large": [30.0, 90.0]}, [1.0, 0.25])
+    left, right = figure.axes
+    np.testing.assert_allclose(left.lines[2].get_ydata(), [0.1, 0.05])  # 1 / sqrt(N)
+    np.testing.assert_allclose(left.lines[3].get_ydata(), [0.005, 0.00125])  # 1 / 2N
+    np.testing.assert_allclose(right.lines[3].get_ydata(), [30, 60])
+
+
+def test_anisotropy_compares_v_with_u():
+    f = np.abs(np.fft.fftshift(np.fft.fftfreq(64)))
+    power = np.where(f[:, None] > f[None, :], 8.0, 2.0)  # rows are v
+    assert nb01.anisotropy(power) == 4 and nb01.anisotropy(power.T + 0.0) < 1
+    assert "v : u = 4 : 1" in nb01.streaks(*np.zeros((2, 256, 256)), power, 1.4).axes[2].get_title()
+
+
+def test_a_scan_there_and_back_has_four_panels_with_their_windows():
+    image = torch.zeros(1, 1, 8, 8)
+    axes = nb01.there_and_back(image, image + 3.5, image + 2, image).axes
+    assert [axis.images[0].get_clim() for axis in axes] == [(-160, 240), (0, 7), (0, 2), (-160, 240)]
+
+
 def variance(exp):
     return lambda p, n0, a, sd: (1 - a) / a * exp(p) / n0 * (1 + (1 + a) / a * sd**2 * exp(p) / n0)
 
