@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldctlib.ct.nps import nps
 from ldctlib.ct.scanner_spectra import REAL_NPS
 from ldctlib.show.exercises import check
 from ldctlib.show.notebooks import nb01
@@ -35,17 +36,12 @@ def test_the_laws_of_noise_stand_beside_what_was_measured():
     np.testing.assert_allclose(right.lines[3].get_ydata(), [30, 60])
 
 
-def test_anisotropy_compares_v_with_u():
-    f = np.abs(np.fft.fftshift(np.fft.fftfreq(64)))
-    power = np.where(f[:, None] > f[None, :], 8.0, 2.0)  # rows are v
-    assert nb01.anisotropy(power) == 4 and nb01.anisotropy(power.T + 0.0) < 1
-    assert "v : u = 4 : 1" in nb01.streaks(*np.zeros((2, 256, 256)), power, 1.4).axes[2].get_title()
-
-
-def test_a_scan_there_and_back_has_four_panels_with_their_windows():
-    image = torch.zeros(1, 1, 8, 8)
-    axes = nb01.there_and_back(image, image + 3.5, image + 2, image).axes
-    assert [axis.images[0].get_clim() for axis in axes] == [(-160, 240), (0, 7), (0, 2), (-160, 240)]
+def test_textures_are_shown_within_their_own_noise_and_up_to_nyquist():
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    images, lines = nb01.textures({"soft": noise, "sharp": 3 * noise}, {"soft": nps(noise, 0.5)}, 1.0)
+    limits = [axis.images[0].get_clim()[1] for axis in images.axes]
+    np.testing.assert_allclose(limits, [2.5 * float(noise.std()), 7.5 * float(noise.std())])
+    assert lines.axes[0].get_xlim()[1] == 1 and lines.axes[0].get_yscale() == "log"
 
 
 def variance(exp):

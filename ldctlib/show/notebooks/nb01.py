@@ -1,4 +1,4 @@
-"""Notebook 01: the way of a scan, noise by dose, kernel and direction, and simulated spectra over real ones."""
+"""Notebook 01: the way of a scan, noise by dose and kernel, and simulated spectra over real ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from ldctlib.ct.nps import BAND_CENTRES
 from ldctlib.ct.scanner_spectra import REAL_NPS, band_errors
 from ldctlib.show.diagrams import diagram
-from ldctlib.show.figures import curves, grid
-from ldctlib.units import SOFT_TISSUE, Window
+from ldctlib.show.figures import curves, grid, nps_plot
+from ldctlib.units import Window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,36 +36,17 @@ def scan_chain() -> Figure:
     return diagram(boxes, [*zip(names, names[1:], strict=False), ("dose", "count")])
 
 
-def there_and_back(object_hu: Any, sinogram: Any, smeared: Any, filtered_hu: Any) -> Figure:
-    """An object, its sinogram, the sinogram smeared back, and filtered backprojection."""
-    windows = (SOFT_TISSUE, Window(3.5, 7.0), Window(float(smeared.max()) / 2, float(smeared.max())), SOFT_TISSUE)
-    images = (object_hu, sinogram, smeared, filtered_hu)
-    titles = (f"the object\n{SOFT_TISSUE}", "sinogram p(θ, s)\n0 … 7", "smeared back only\n0 … its largest value")
-    figure, axes = grid(
-        [[(*both, "gray") for both in zip(images, windows, strict=True)]], titles=(*titles, f"FBP\n{SOFT_TISSUE}")
-    )
-    axes[0, 1].set(xlabel="detector position s", ylabel="angle θ")
-    axes[0, 1].set(yticks=[0, sinogram.shape[-2] - 1], yticklabels=["0°", "180°"])
-    return figure
-
-
 def noise_laws(counted: Mapping, electronic_sd: float, measured: Mapping, doses: Sequence[float]) -> Figure:
     """Std and bias of a line integral by mean count, and noise in HU by dose, both with their theory."""
-    means = np.array(list(counted))
-    sd, bias = np.abs(list(counted.values())).T
+    means, (sd, bias) = np.array(list(counted)), np.abs(list(counted.values())).T
     theory, law = np.sqrt(means + electronic_sd**2) / means, 1 / np.sqrt(doses)
-    lines = {
-        "error of the line integral": {
-            "std, counted": (means, sd),
-            "|bias|, counted": (means, bias),
-            "std, Eq. (3)": (means, theory),
-            "bias, Eq. (3)": (means, theory**2 / 2),
-        },
-        "noise at the centre (HU)": {name: (doses, noise) for name, noise in measured.items()}
-        | {f"{noise[0]:.0f} HU / √dose": (doses, noise[0] * law) for noise in measured.values()},
+    ray = {"std, counted": sd, "|bias|, counted": bias, "std, Eq. (3)": theory, "bias, Eq. (3)": theory**2 / 2}
+    image = measured | {f"{noise[0]:.0f} HU / √dose": noise[0] * law for noise in measured.values()}
+    panels = {
+        "error of the line integral": {name: (means, y) for name, y in ray.items()},
+        "noise at the centre (HU)": {name: (doses, y) for name, y in image.items()},
     }
-    predicted = [name for panel in lines.values() for name in panel if "Eq" in name or "√" in name]
-    figure = curves(lines, xlabel="mean count of a ray", reference=predicted)
+    figure = curves(panels, xlabel="mean count of a ray", reference=[*list(ray)[2:], *list(image)[2:]])
     for axis in figure.axes:
         axis.set(xscale="log", yscale="log")
         axis.lines[3].set_linestyle(":")
@@ -77,44 +58,13 @@ def noise_laws(counted: Mapping, electronic_sd: float, measured: Mapping, doses:
     return figure
 
 
-def grain(noises_hu: Mapping[str, Any]) -> Figure:
-    """Noise of one part, kernel by kernel, each within 2.5 of its own standard deviations."""
+def textures(noises_hu: Mapping[str, Any], spectra: Mapping[str, Any], nyquist: float) -> tuple[Figure, Figure]:
+    """Noise by kernel, each within 2.5 of its standard deviations; and its spectra up to ``nyquist``."""
     sds = {name: float(noise.std()) for name, noise in noises_hu.items()}
     line = [(noise, Window(0, 5 * sds[name]), "gray") for name, noise in noises_hu.items()]
-    return grid([line], titles=[f"{name}: {sd:.0f} HU, shown ±{2.5 * sd:.0f} HU" for name, sd in sds.items()])[0]
-
-
-def kernel_spectra(spectra: Mapping[str, Any], nyquist: float) -> Figure:
-    """Radial noise power spectra up to ``nyquist``, on a logarithmic axis."""
-    lines = {name: (s.frequency[s.frequency < nyquist], s.radial[s.frequency < nyquist]) for name, s in spectra.items()}
-    figure = curves({"NPS (HU² mm²)": lines}, xlabel="spatial frequency (1/mm)")
-    figure.axes[0].set(yscale="log", ylim=(5, None), xlim=(0, None))
-    return figure
-
-
-def anisotropy(power: np.ndarray) -> float:
-    """Mean noise power within 15° of v over that within 15° of u, in (n, n) with 0 in the centre."""
-    f = np.abs(np.fft.fftshift(np.fft.fftfreq(len(power))))
-    angle, ring = np.degrees(np.arctan2(f[:, None], f)), np.hypot(f[:, None], f) > 0.1
-    return float(power[ring & (angle > 75)].mean() / power[ring & (angle < 15)].mean())
-
-
-def streaks(image_hu: Any, noise_hu: Any, power: np.ndarray, pixel_mm: float) -> Figure:
-    """An image, its noise, and the noise's 2-D spectrum with the ratio of its two directions."""
-    window, large = Window(0, 1600), np.kron(np.log10(power), np.ones((4, 4)))
-    line = [(image_hu, window, "gray"), (noise_hu, window, "gray"), (large, Window(5, 5), "magma")]
-    titles = (
-        f"quarter dose\n{window}",
-        f"its noise\n{window}",
-        f"NPS between the hips\nv : u = {anisotropy(power):.0f} : 1",
-    )
-    figure, axes = grid([line], titles=titles, margins=(1.6, 0.8))
-    ends, edge = [0, len(large) // 2, len(large) - 1], [f"{x:.2f}" for x in (-0.5 / pixel_mm, 0, 0.5 / pixel_mm)]
-    ticks = dict(xticks=ends, yticks=ends, xticklabels=edge, yticklabels=edge)
-    axes[0, 2].set(xlabel="u (1/mm)", ylabel="v (1/mm)", **ticks)
-    figure.colorbar(axes[0, 1].images[0], ax=list(axes[0, :2]), label="HU", fraction=0.03, pad=0.01)
-    figure.colorbar(axes[0, 2].images[0], ax=axes[0, 2], label="log10 of HU² mm²", fraction=0.05)
-    return figure
+    figure = nps_plot({name: (s.frequency, s.radial) for name, s in spectra.items()})
+    figure.axes[0].set(yscale="log", xlim=(0, nyquist), ylim=(5, None))
+    return grid([line], titles=[f"{n}: {sd:.0f} HU, shown ±{2.5 * sd:.0f} HU" for n, sd in sds.items()])[0], figure
 
 
 def real_and_simulated(simulated: Mapping[str, np.ndarray], guess: np.ndarray) -> Figure:
