@@ -27,6 +27,24 @@ def test_gains_are_drawn_by_group_and_against_the_truth_only():
     assert [list(point.get_ydata()) for point in points] == [["nlm"], ["nafnet"]]
 
 
+def test_known_anatomy_is_best_at_the_share_of_its_noise():
+    fits = {0.25: {"truth": (100.0, 0.0, 400.0), "full dose": (144.0, -100.0, 400.0)}}
+    axis = nb07.parabolas(fits, {0.25: (20.0, 10.0)}).axes[0]
+    lines = {line.get_label(): line.get_xydata() for line in axis.lines}
+    best = {name: k_rmse[k_rmse[:, 1].argmin()] for name, k_rmse in lines.items() if len(k_rmse) > 2}
+    assert best["nafnet, to the full dose"] == pytest.approx((0.25, (144 - 25) ** 0.5))
+    assert best["anatomy known, to the full dose"] == pytest.approx((0.25, 75**0.5))
+    assert best["anatomy known, to the truth"] == pytest.approx((0, 0), abs=1e-9)
+    assert axis.lines[-1].get_xdata()[0] == 0.25
+
+
+def test_what_went_is_the_difference_from_the_low_dose():
+    truth = torch.zeros(1, 1, 8, 8)
+    axes = nb07.what_went({"low": truth + 40, "a": truth + 10}, truth + 40, truth, SOFT_TISSUE).axes
+    assert [float(axis.images[0].get_array().max()) for axis in axes[:6]] == [40, 10, 40, 10, 0, 30]
+    assert axes[0].get_title() == "low\n20.0 dB to truth"
+
+
 def test_panels_draw_every_pixel_as_it_is_and_say_the_unit():
     image = torch.zeros(1, 1, 8, 8)
     figure = nb08.panels({str(i): (image, Window(0, 10 + i), "gray") for i in range(4)})
