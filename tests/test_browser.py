@@ -140,5 +140,5 @@ def test_every_widget_of_the_library_redraws(browser, lab, tmp_path):
 @pytest.mark.skipif(not CHOSEN, reason="set LDCT_BROWSER_NOTEBOOKS=all to run the notebooks in a browser")
 @pytest.mark.parametrize("path", course.find_notebooks(NOTEBOOKS, CHOSEN.replace("all", "")), ids=lambda p: p.stem)
 def test_every_widget_of_a_notebook_redraws(browser, lab, path):
-    moved = move_all(browser, lab, path, seconds=900)
+    moved = move_all(browser, lab, path, seconds=1800)
     assert all(moved.values()), moved
