@@ -103,28 +103,30 @@ def move_all(browser, lab, path: Path, seconds: float) -> dict[str, bool]:
         timeout=1000 * seconds,
     )
     assert not page.locator(FAILURE).count(), page.locator(FAILURE).first.locator("xpath=..").inner_text()
-    moved = {}
+    moved: dict[int, bool] = {}
     sliders = page.locator(".jp-OutputArea-output .widget-slider")
-    # twice: what one slider shows may wait for another, as a latent's channel for the shift along it
-    for i in [*range(sliders.count())] * 2:
-        slider = sliders.nth(i)
-        handle, name = slider.locator(".noUi-handle"), f"{i} {slider.locator('.widget-label').inner_text()}"
-        if moved.get(name):
+    # twice: what one slider shows may wait for another, as a latent's channel for the shift along it; and an image that
+    # is generated anew may take a busy machine a minute
+    for i, patience in [*((i, 1.0) for i in range(sliders.count())), *((i, 60.0) for i in range(sliders.count()))]:
+        if moved.get(i):
             continue
+        handle = sliders.nth(i).locator(".noUi-handle")
         handle.scroll_into_view_if_needed()
         before = page.evaluate(PICTURES)
         handle.focus()
         for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):  # the last stop may be where it stands
             handle.press(key)
-            page.wait_for_timeout(700)
-            after = page.evaluate(PICTURES)
-            if after != before:
+            end = time.monotonic() + patience
+            while not (changed := page.evaluate(PICTURES) != before) and time.monotonic() < end:
+                page.wait_for_timeout(200)
+            if changed:
                 break
-        moved[name] = after != before
+        moved[i] = changed
     assert not page.locator(FAILURE).count()
     assert not errors, errors
+    names = {f"{i} {sliders.nth(i).locator('.widget-label').inner_text()}": changed for i, changed in moved.items()}
     page.close()
-    return moved
+    return names
 
 
 def test_every_widget_of_the_library_redraws(browser, lab, tmp_path):
