@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ldctlib.errors import LdctError, ParameterError
+from ldctlib.commands import command_line
+from ldctlib.errors import ParameterError
 from ldctlib.profiles import PROFILES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,21 +152,15 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+@command_line()
 def main(arguments: list[str] | None = None) -> int:
     args, rest = parser().parse_known_args(arguments)
     if rest and args.job not in ("test", "lab", "train", "denoise", "generate"):
         parser().error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
-    try:
-        if args.job in ("course", "notebooks", "lab") and not NOTEBOOKS.is_dir():
-            raise ParameterError(f"no folder {NOTEBOOKS}: run from a clone, installed with pip install -e .")
-        return args.function(args)
-    except LdctError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    if args.job in ("course", "notebooks", "lab") and not NOTEBOOKS.is_dir():
+        raise ParameterError(f"no folder {NOTEBOOKS}: run from a clone, installed with pip install -e .")
+    return args.function(args)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def execute_in_place(path: Path) -> str:
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     folder = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=folder).execute()
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=folder, **quiet_kernel()).execute()
     make_stable(notebook)
     text = nbformat.writes(notebook) + "\n"
     if str(path.resolve().parent.parent) in text:
@@ -104,6 +104,11 @@ def execute_in_place(path: Path) -> str:
         raise ParameterError(f"{path.name} would be {megabytes:.1f} MB, at most {MAX_BYTES / 1e6}; smaller figures")
     write_whole(path, text)
     return f"{path.stem}: {time.perf_counter() - start:.0f} s, {len(text) / 1e3:.0f} kB"
+
+
+def quiet_kernel() -> dict[str, Any]:
+    """Options of a notebook's client: a kernel on this machine need not warn that what it sends is not encrypted."""
+    return dict(extra_arguments=["--log-level=ERROR"])  # a new list: the client appends to it
 
 
 def make_stable(notebook: Any) -> None:
@@ -200,7 +205,7 @@ def _run_one(path: Path, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     write_json(folder / "run.json", record)  # first: a run that is killed leaves files that the next one may replace
     error, start = "", time.perf_counter()
     try:
-        options = dict(cwd=str(path.parent), kernel_name="python3", progress_bar=False)
+        options = dict(cwd=str(path.parent), kernel_name="python3", progress_bar=False, **quiet_kernel())
         papermill.execute_notebook(str(path), str(executed), {**chosen, "out": str(folder)}, **options)
     except PapermillExecutionError as failure:
         error = f"cell {failure.cell_index} (In [{failure.exec_count}]): {failure.ename}: {failure.evalue}"

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ldctlib import methods
+from ldctlib.commands import command_line
 from ldctlib.data.dicom_read import list_series, read_scan, read_series
 from ldctlib.data.dicom_write import write_derived
 from ldctlib.data.nifti import is_volume_file, volume_stem, write_nifti
@@ -201,6 +202,7 @@ def _shown(steps: range, title: str, progress: bool) -> Iterator[int]:
     return iter(tqdm(steps, desc=title[:60], unit="batch", disable=not progress))
 
 
+@command_line("the same command goes on from here")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ldctlib denoise", description=__doc__)
     parser.add_argument("source", metavar="IN", help="a DICOM file or folder, a NIfTI or a NumPy file")
@@ -215,14 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     a = parser.parse_args(arguments)
     how = dict(method=a.method, strength=a.strength, scale=a.scale, series_uid=a.series, seed=a.seed)
-    try:
-        files = denoise_scan(a.source, a.out, allow_gaps=a.allow_gaps, device=a.device, progress=True, **how)
-    except LdctError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    files = denoise_scan(a.source, a.out, allow_gaps=a.allow_gaps, device=a.device, progress=True, **how)
     print(f"{len(files)} file(s) in {a.out}. Derived images, not for diagnosis.")
     return 0
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ldctlib.errors import LdctError, ParameterError, WriteError
 
@@ -82,23 +82,44 @@ def is_taken(path: Path) -> bool:
 def only_one(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file while the body runs; WriteError, that another process is at ``what``, where one holds it.
 
-    The system lets go of it when the process ends, however it does. Where a file system knows no locks, none is held.
+    The file is gone when the body is done. The system lets go of the lock when the process ends, however it does. Where
+    a file system knows no locks, none is held.
     """
-    with _placed(path), open(path, "ab") as file:
+    with _placed(path):
+        file = open(path, "ab")
+    try:
         try:
-            if os.name == "nt":
-                import msvcrt
+            _lock(file)
+            # whoever held it may have removed it in between: then this is nobody's file
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            same = False
+        if not same:
+            raise WriteError(f"another process is at {what}: wait until it is done, or name another place")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                os.unlink(path)
+    finally:
+        file.close()
 
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise WriteError(f"another process is at {what}: wait until it is done, or name another place") from error
-        except OSError:
-            pass
-        yield
+def _lock(file: IO) -> None:
+    """Lock the file for this process alone. Raises BlockingIOError or PermissionError where another holds it."""
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise
+    except OSError:  # a file system without locks
+        pass
 
 
 def make_folder(out: str | os.PathLike) -> Path:

@@ -11,6 +11,7 @@ from ldctlib.data.dicom_read import read_series
 from ldctlib.data.dicom_write import write_synthetic
 from ldctlib.data.nifti import read_nifti
 from ldctlib.errors import ParameterError
+from ldctlib.files import only_one
 from ldctlib.generators import series
 from tests.test_synthesis import place_autoencoder
 
@@ -67,6 +68,10 @@ def test_a_mask_becomes_a_series(trained, mask_file, tmp_path, monkeypatch, caps
     (file,) = again.iterdir()
     assert (read_nifti(file).values - scan.values).abs().max() <= 0.51  # the same seed, not rounded
     assert main_module.main(words) == 2 and "not an empty folder" in capsys.readouterr().err
+    with only_one(tmp_path / ".third.lock", "third"):
+        assert main_module.main([*words, "--out", str(tmp_path / "third")]) == 2
+        assert "another process is at" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != mask_file.name) == ["again", "synthetic"]
 
 
 def test_masks_keep_their_shape_on_the_grid():

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ldctlib import __main__ as command_line
+from ldctlib import __main__ as main_module
 from ldctlib.benchmark import __main__ as benchmark
 from ldctlib.benchmark import synthesis
+from ldctlib.commands import command_line
+from ldctlib.errors import ParameterError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,12 +39,12 @@ def test_train_shows_the_recipes_own_help():
 def test_what_no_job_takes_is_refused(capsys):
     for arguments in (["course", "--onyl", "01"], ["bench", "all"], ["notebooks", "01"]):
         with pytest.raises(SystemExit):
-            command_line.main(arguments)
+            main_module.main(arguments)
         assert "unknown arguments" in capsys.readouterr().err
 
 
 def test_an_error_of_the_library_is_a_line_and_a_code(capsys):
-    assert command_line.main(["course", "--only", "99"]) == 2
+    assert main_module.main(["course", "--only", "99"]) == 2
     assert capsys.readouterr().err.startswith("error: --only 99: there are notebooks 00, 01")
 
 
@@ -78,17 +80,28 @@ def test_a_result_that_could_not_be_written_is_refused_before_the_work(module, t
     (tmp_path / "folder").mkdir()
     for path, why in ((tmp_path / "absent" / "x.json", "no folder"), (tmp_path / "folder", "it is a folder")):
         monkeypatch.setattr(sys, "argv", ["benchmark", "--patients", "1", "--json", str(path)])
-        try:
-            code = module.main()
-        except SystemExit as end:
-            code = end.code
-        assert code == 2 and why in capsys.readouterr().err
+        assert module.main() == 2 and why in capsys.readouterr().err
+
+
+def test_errors_and_ctrl_c_end_a_command_in_one_line(capsys):
+    @command_line("the rest is kept")
+    def main(raised):
+        raise raised
+
+    for raised, code, line in (
+        (ParameterError("no such thing"), 2, "error: no such thing\n"),
+        (KeyboardInterrupt(), 130, "stopped; the rest is kept\n"),
+        (KeyboardInterrupt("after 7 steps"), 130, "stopped after 7 steps; the rest is kept\n"),
+    ):
+        assert main(raised) == code and capsys.readouterr().err == line
+    with pytest.raises(ZeroDivisionError):  # a fault of ours keeps its traceback
+        main(ZeroDivisionError())
 
 
 def test_the_lab_opens_at_the_start_page(monkeypatch):
     commands = []
-    monkeypatch.setattr(command_line, "wait_for", lambda command, **_: commands.append(command) or 0)
-    assert command_line.main(["lab", "--no-browser"]) == 0
+    monkeypatch.setattr(main_module, "wait_for", lambda command, **_: commands.append(command) or 0)
+    assert main_module.main(["lab", "--no-browser"]) == 0
     assert commands[0][1:] == [
         "-m",
         "jupyterlab",
@@ -96,4 +109,4 @@ def test_the_lab_opens_at_the_start_page(monkeypatch):
         "--LabApp.default_url=/lab/tree/00_start_here.ipynb",
         "--no-browser",
     ]
-    assert command_line.START.is_file()
+    assert main_module.START.is_file()

@@ -12,7 +12,7 @@ from torch import nn
 
 from ldctlib import checkpoints, recipes
 from ldctlib.data.patches import PatchConfig
-from ldctlib.errors import CheckpointError, LdctError, ParameterError
+from ldctlib.errors import CheckpointError, LdctError, ParameterError, WriteError
 from ldctlib.losses.regression import weighted_mse
 from ldctlib.recipes import Network, Recipe, Stage, regression, running
 from ldctlib.training import Optimizer, TrainConfig, Update
@@ -57,6 +57,15 @@ def test_whole_and_in_short_calls(tmp_path):
     ]
     assert all(s["data"]["patch"] == 32 and s["seed"] == 0 for s in whole.stages)
     assert (whole.output, whole.range, whole.recipe) == ("truth", recipes.HU_RANGE, "tiny")
+
+
+def test_one_process_trains_a_recipe_in_a_folder(tmp_path):
+    started = recipes.run("tiny", out=tmp_path, progress=False)
+    next(started)
+    with pytest.raises(WriteError, match="another process is at .*tiny"):
+        next(recipes.run("tiny", out=tmp_path, progress=False))
+    started.close()  # as a stopped process does
+    assert list(recipes.run("tiny", out=tmp_path, progress=False)) and not list(tmp_path.glob(".*"))
 
 
 def test_one_stage_alone(tmp_path):

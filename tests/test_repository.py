@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LAYERS = (
-    ("units", "errors", "files", "image", "compat", "precision", "profiles", "notebook"),
+    ("units", "errors", "commands", "files", "image", "compat", "precision", "profiles", "notebook"),
     ("ct", "models"),
     ("phantom", "operators"),
     ("diffusion", "losses", "checkpoints"),
@@ -32,7 +32,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {("diffusion", "models"), ("diffusion", "ct"), ("diffusion", "phantom"), ("models", "ct"), ("ct", "models")}
 
-MOST_LINES = 28_900
+MOST_LINES = 29_200
 """Of the library, which has to stay readable as a whole."""
 
 DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml", "torch_fidelity": "torch-fidelity"}

@@ -329,6 +329,7 @@ def test_a_lock_is_let_go_with_its_process(tmp_path):
     with only_one(tmp_path / "lock", "it"):
         with pytest.raises(WriteError, match="another process is at it"), only_one(tmp_path / "lock", "it"):
             pass
+    assert not list(tmp_path.iterdir())
 
 
 # --- memory --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldctlib.ct.nps import nps
 from ldctlib.ct.scanner_spectra import REAL_NPS
 from ldctlib.show.exercises import check
 from ldctlib.show.notebooks import nb01
@@ -24,6 +25,23 @@ def test_simulated_spectra_lie_over_the_real_ones_at_their_scale():
         np.testing.assert_allclose(real, curve.bands)
         np.testing.assert_allclose(ours, curve.bands, rtol=1e-6)
         assert guess.max() == 1
+
+
+def test_the_laws_of_noise_stand_beside_what_was_measured():
+    counted = {100.0: (0.1, 0.005), 400.0: (0.05, 0.001)}
+    figure = nb01.noise_laws(counted, 0.0, {"slim": [10.0, 20.0], "large": [30.0, 90.0]}, [1.0, 0.25])
+    left, right = figure.axes
+    np.testing.assert_allclose(left.lines[2].get_ydata(), [0.1, 0.05])  # 1 / sqrt(N)
+    np.testing.assert_allclose(left.lines[3].get_ydata(), [0.005, 0.00125])  # 1 / 2N
+    np.testing.assert_allclose(right.lines[3].get_ydata(), [30, 60])
+
+
+def test_textures_are_shown_within_their_own_noise_and_up_to_nyquist():
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    images, lines = nb01.textures({"soft": noise, "sharp": 3 * noise}, {"soft": nps(noise, 0.5)}, 1.0)
+    limits = [axis.images[0].get_clim()[1] for axis in images.axes]
+    np.testing.assert_allclose(limits, [2.5 * float(noise.std()), 7.5 * float(noise.std())])
+    assert lines.axes[0].get_xlim()[1] == 1 and lines.axes[0].get_yscale() == "log"
 
 
 def variance(exp):

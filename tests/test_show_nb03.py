@@ -15,7 +15,7 @@ from ldctlib.recipes.man import MAN
 from ldctlib.show.answers import nb03 as answers
 from ldctlib.show.exercises import check
 from ldctlib.show.notebooks import nb03
-from ldctlib.units import SOFT_TISSUE, Window
+from ldctlib.units import Window
 
 
 def picture(data: bytes) -> np.ndarray:
@@ -51,20 +51,10 @@ def test_every_step_of_a_sampler_is_decoded():
 # ---------------------------------------------------------------- the scrubber
 
 
-def test_a_step_is_the_state_beside_the_estimate_and_a_bar(steps):
-    image = nb03.render_step(steps, 2, Window(200, 400))
-    assert image.shape == (8 + nb03.BAR_PX, 12, 3) and image.dtype == np.uint8
-    assert (image[:8, :6] == 0).all() and (image[:8, 6:] == 128).all()
-    filled = (image[-1] == nb03.WIPE_COLOUR).all(axis=1)
-    assert filled.sum() == round(12 * 3 / 5) and filled[0] and not filled[-1]
-    for step in (-1, 5):
-        with pytest.raises(ParameterError, match=r"there are 0 … 4"):
-            nb03.render_step(steps, step, SOFT_TISSUE)
-
-
 def test_the_scrubber_redraws_when_its_slider_moves(steps):
     panel = nb03.scrubber(steps, window=Window(200, 400))
-    assert int(picture(panel.image.value)[0, -1, 0]) == 128  # begins in the middle, 200 HU
+    image = picture(panel.image.value)
+    assert image.shape == (8, 12, 3) and (image[:, :6] == 0).all() and (image[:, 6:] == 128).all()  # begins at 200 HU
     panel.controls["step"].value = 4
     assert int(picture(panel.image.value)[0, -1, 0]) == 255
     panel.controls["step"].value = 0
@@ -106,6 +96,28 @@ def test_places_lie_inside_the_liver_and_apart():
         assert all((row - r) ** 2 + (column - c) ** 2 >= 28**2 for r, c in places[:i])
     with pytest.raises(ParameterError, match="inside the liver"):
         nb03.liver_places(torch.zeros(1, 1, 200, 220, dtype=torch.uint8))
+
+
+def test_the_tiny_network_begins_with_nothing_and_may_copy_its_condition():
+    z, c = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    tiny = nb03.Tiny(4, schedule.cosine())
+    silent = tiny(z, torch.tensor([500] * 3), c)
+    tiny.gain.data += 1
+    torch.testing.assert_close(tiny(z, torch.tensor([500] * 3), c) - silent, c)
+
+
+def test_what_was_removed_is_weighed_at_edges_and_where_it_is_flat():
+    image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    image[..., 32:] += 100.0
+    removed = torch.full_like(image, 2.0)
+    removed[..., 30:34] = 10.0
+    edges, flat = nb03.rms_removed(image, image - removed, image)
+    assert edges > 6 and flat == pytest.approx(2.0)
+
+
+def test_the_errors_of_draws_are_split_into_what_differs_and_what_is_common():
+    rows = nb03.error_rows({(0.25, "liver"): [[9.0, 25.0, 13.0, 16.0]]}, n=4)  # 25 = 9 + 16, and 13 = 9 + 16 / 4
+    assert list(rows[0].values()) == [0.25, "liver", 5.0, 4.0, 3.0, 3.0] and nb03.spread([1, 3]) == "2 (1 … 3)"
 
 
 def test_false_spots_are_those_that_are_deep_enough_and_in_the_mask():

@@ -11,15 +11,16 @@ from ldctlib.benchmark.cases import FIRST_UNSEEN, collection_cases, phantom_case
 from ldctlib.benchmark.measures import DEFAULT_METRICS, METRICS
 from ldctlib.benchmark.record import record
 from ldctlib.benchmark.run import run
+from ldctlib.commands import command_line
 from ldctlib.data.collection import open_collection
 from ldctlib.data.splits import split
-from ldctlib.errors import LdctError
 from ldctlib.files import file_to_write
 from ldctlib.phantom.patient import ANATOMIES
 from ldctlib.precision import resolve_device
 from ldctlib.units import SOFT_TISSUE
 
 
+@command_line("nothing is kept")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark", description=__doc__.splitlines()[0])
@@ -46,30 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.split and not options.real:
         parser.error("--split divides the patients of a folder: give --real")
-    try:
-        names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
-        device = resolve_device(options.device)
-        if options.json is not None:
-            file_to_write(options.json)
-        loaded = {name: registry.from_spec(name, device=device) for name in names}
-        if options.real:
-            pairs = open_collection(options.real)
-            if options.split:
-                pairs = pairs.subset(split(pairs, name=options.split)["test"])
-            cases = collection_cases(pairs, slices_per_patient=options.slices, dose=options.dose)
-        else:
-            seeds = unseen_seeds(options.patients, options.first_seed)
-            look = dict(kernels=("B30f", "D45f"), crop=options.crop, anatomy=options.anatomy)
-            cases = phantom_cases(seeds, options.doses, **look)
-        given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
-        given["baseline"] = options.baseline
-        result = run(loaded, cases, window=SOFT_TISSUE, device=device, **given)
-        if options.record:
-            record(result)
-    except LdctError as error:
-        parser.exit(2, f"{type(error).__name__}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "stopped; nothing is kept\n")
+    names = list(dict.fromkeys(["ldct", *filter(None, options.methods.split(","))]))
+    device = resolve_device(options.device)
+    if options.json is not None:
+        file_to_write(options.json)
+    loaded = {name: registry.from_spec(name, device=device) for name in names}
+    if options.real:
+        pairs = open_collection(options.real)
+        if options.split:
+            pairs = pairs.subset(split(pairs, name=options.split)["test"])
+        cases = collection_cases(pairs, slices_per_patient=options.slices, dose=options.dose)
+    else:
+        seeds = unseen_seeds(options.patients, options.first_seed)
+        look = dict(kernels=("B30f", "D45f"), crop=options.crop, anatomy=options.anatomy)
+        cases = phantom_cases(seeds, options.doses, **look)
+    given = {"metrics": filter(None, options.metrics.split(",")), "residual_noise": options.residual_noise}
+    given["baseline"] = options.baseline
+    result = run(loaded, cases, window=SOFT_TISSUE, device=device, **given)
+    if options.record:
+        record(result)
     result.report(options.json, intervals=not options.no_intervals)
     return 0
 

@@ -21,13 +21,14 @@ from torch.nn import functional as F
 from ldctlib import metrics as M
 from ldctlib.benchmark.cases import FIRST_UNSEEN, BenchmarkCase, phantom_cases, unseen_seeds
 from ldctlib.benchmark.result import BenchmarkResult
+from ldctlib.commands import command_line
 from ldctlib.ct.dose import acquire, ray_variance
 from ldctlib.ct.geometry import ParallelGeometry
 from ldctlib.ct.noise_model import noise_from_image
 from ldctlib.ct.projector import projector
 from ldctlib.data.collection import open_collection
 from ldctlib.data.mr_patches import normalised
-from ldctlib.errors import LdctError, ParameterError
+from ldctlib.errors import ParameterError
 from ldctlib.methods.dip import SUPER_RESOLUTION, deep_image_prior
 from ldctlib.methods.plug_and_play import ilvr_reference
 from ldctlib.operators import BlockMean, CorrelatedNoise, CTProjection, Identity, Operator, WhiteNoise
@@ -282,6 +283,7 @@ def restorers(names: Sequence[str], prior: str | Path) -> dict[str, Restorer]:
     return {name: RESTORERS[name](loaded) for name in names}
 
 
+@command_line("nothing is kept")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""
     parser = argparse.ArgumentParser(
@@ -300,24 +302,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write every number here")
     parser.add_argument("--no-intervals", action="store_true", help="means only")
     options = parser.parse_args(arguments)
-    try:
-        tasks, kernels = options.tasks.split(","), options.kernels.split(",")
-        doses = [float(d) for d in options.doses.split(",")]
-        seeds = unseen_seeds(options.patients, options.first_seed)
-        cases: Iterator[RestorationCase] = iter(())
-        if options.mr:
-            source = seeds if options.mr == "phantom" else options.mr
-            cases = mr_tasks(mr_images(source, options.patients, options.slices, crop=options.crop), tasks)
-        if not options.mr and "views" in tasks:
-            cases = few_view_cases(seeds)
-        if not options.mr and (of_images := [t for t in tasks if t != "views"]):
-            phantoms = phantom_cases(seeds, doses, kernels=kernels, crop=options.crop)
-            cases = chain(cases, ct_tasks(phantoms, of_images))
-        prior = options.prior or ("prior_mr" if options.mr else "prior_ct")
-        chosen = restorers(options.methods.split(","), prior)
-        result = restore_all(chosen, cases, window=MR_WINDOW if options.mr else SOFT_TISSUE)
-    except LdctError as error:
-        parser.exit(2, f"{type(error).__name__}: {error}\n")
+    tasks, kernels = options.tasks.split(","), options.kernels.split(",")
+    doses = [float(d) for d in options.doses.split(",")]
+    seeds = unseen_seeds(options.patients, options.first_seed)
+    cases: Iterator[RestorationCase] = iter(())
+    if options.mr:
+        source = seeds if options.mr == "phantom" else options.mr
+        cases = mr_tasks(mr_images(source, options.patients, options.slices, crop=options.crop), tasks)
+    if not options.mr and "views" in tasks:
+        cases = few_view_cases(seeds)
+    if not options.mr and (of_images := [t for t in tasks if t != "views"]):
+        phantoms = phantom_cases(seeds, doses, kernels=kernels, crop=options.crop)
+        cases = chain(cases, ct_tasks(phantoms, of_images))
+    prior = options.prior or ("prior_mr" if options.mr else "prior_ct")
+    chosen = restorers(options.methods.split(","), prior)
+    result = restore_all(chosen, cases, window=MR_WINDOW if options.mr else SOFT_TISSUE)
     result.report(options.json, intervals=not options.no_intervals)
     return 0
 

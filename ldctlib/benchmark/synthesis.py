@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldctlib import checkpoints, generators
+from ldctlib.commands import command_line
 from ldctlib.ct.noise_maps import std_map
 from ldctlib.ct.nps import nps
 from ldctlib.data.anatomy_masks import CLASSES, LIVER, TABLES
@@ -33,7 +34,7 @@ from ldctlib.data.collection import Collection, open_collection
 from ldctlib.data.labelled import liver_slices
 from ldctlib.data.six_dose import DOSES, scanned_slices
 from ldctlib.data.splits import split
-from ldctlib.errors import LdctError, ParameterError, ScanError
+from ldctlib.errors import ParameterError, ScanError
 from ldctlib.files import file_to_write, write_json
 from ldctlib.generators.registry import streams
 from ldctlib.metrics.backbones import Features, image_features
@@ -327,6 +328,7 @@ def run(
     return result
 
 
+@command_line("nothing is kept")
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ldctlib.benchmark.synthesis", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -340,32 +342,25 @@ def main() -> int:
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--json", help="write the scores to this file")
     options = parser.parse_args()
-    try:
-        if options.json:
-            file_to_write(options.json)
-        known = OF_MASKS if options.data else generators.GENERATORS
-        named = options.generators or ",".join(name for name in known if checkpoints.exists(name))
-        pairs = [entry.partition(":path=") for entry in named.split(",")]
-        if options.data is None:
-            cases, others = (Cases.of_phantoms(options.patients, seed=options.seed + i) for i in range(2))
-        else:
-            collection = open_collection(options.data)
-            test, val = (collection.subset(split(collection)[subset]) for subset in ("test", "val"))
-            cases = Cases.of_collection(test, options.slices, seed=options.seed)
-            others = Cases.of_collection(val, options.slices, seed=options.seed + 1) if len(val.labelled()) else None
-        files = {name: path for name, _, path in pairs if path}
-        how = dict(steps=options.steps, guidance=options.guidance, others=others, files=files)
-        result = run([name for name, *_ in pairs], cases, progress=partial(print, "done:", file=sys.stderr), **how)
-        print(result.to_markdown())
-        if options.json:
-            result.to_json(options.json)
-        return 0
-    except LdctError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing is kept", file=sys.stderr)
-        return 130
+    if options.json:
+        file_to_write(options.json)
+    known = OF_MASKS if options.data else generators.GENERATORS
+    named = options.generators or ",".join(name for name in known if checkpoints.exists(name))
+    pairs = [entry.partition(":path=") for entry in named.split(",")]
+    if options.data is None:
+        cases, others = (Cases.of_phantoms(options.patients, seed=options.seed + i) for i in range(2))
+    else:
+        collection = open_collection(options.data)
+        test, val = (collection.subset(split(collection)[subset]) for subset in ("test", "val"))
+        cases = Cases.of_collection(test, options.slices, seed=options.seed)
+        others = Cases.of_collection(val, options.slices, seed=options.seed + 1) if len(val.labelled()) else None
+    files = {name: path for name, _, path in pairs if path}
+    how = dict(steps=options.steps, guidance=options.guidance, others=others, files=files)
+    result = run([name for name, *_ in pairs], cases, progress=partial(print, "done:", file=sys.stderr), **how)
+    print(result.to_markdown())
+    if options.json:
+        result.to_json(options.json)
+    return 0
 
 
 if __name__ == "__main__":

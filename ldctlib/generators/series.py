@@ -17,7 +17,7 @@ from ldctlib.data.nifti import write_nifti
 from ldctlib.data.scan import Scan
 from ldctlib.data.six_dose import DOSES
 from ldctlib.errors import ParameterError
-from ldctlib.files import is_taken
+from ldctlib.files import is_taken, only_one
 from ldctlib.generators.registry import FULL_DOSE_SD_HU, GENERATORS, load
 
 SIDE = 256
@@ -82,27 +82,34 @@ def generate_series(
     if pixel_mm is not None and not 0 < pixel_mm < np.inf:
         raise ParameterError(f"pixel_mm is a size in mm, got {pixel_mm}")
     out = Path(out)
-    if is_taken(out):
-        raise ParameterError(f"{out} exists and is not an empty folder: name a new one for the synthetic series")
+    _refuse_taken(out)
     mask, scan = read_mask(mask_file, ids)
     spacing = (1.0, pixel_mm, pixel_mm) if pixel_mm is not None else scan.spacing_mm
     mask, pixel = on_grid(mask, spacing)
-    generate, images = load(name, device=device), []
-    for first in range(0, len(mask), AT_ONCE):
-        part = mask[first : first + AT_ONCE]
-        seeds = range(seed + first, seed + first + len(part))
-        how = dict(dose=dose, pixel_mm=pixel, full_dose_sd_hu=full_dose_sd_hu, kernel=kernel)
-        images.append(generate(part, seeds=seeds, steps=steps, guidance=guidance, **how)[:, 0].cpu())
-    values = torch.cat(images)
+    generate = load(name, device=device)
     told = [name, f"dose {dose:g}" if "noise" in generate.conditions else "dose ignored"]
     told += [] if "anatomy" in generate.conditions else ["mask ignored"]
     told = ", ".join([*told, f"seed {seed}", f"{steps} steps"] + [f"guidance {guidance:g}"] * (guidance != 1))
     slice_mm = float(spacing[0]) if np.isfinite(spacing[0]) else 1.0
-    if file_format == "dicom":
-        return write_synthetic(values, out, pixel_mm=pixel, slice_mm=slice_mm, description=told)
-    affine = np.diag([-pixel, -pixel, slice_mm, 1.0])
-    made = Scan(values, "HU", (slice_mm, pixel, pixel), affine=affine)
-    return [write_nifti(made, values, out / f"synthetic_{name}.nii.gz", description=f"SYNTHETIC CT: {told}")]
+    how = dict(dose=dose, pixel_mm=pixel, full_dose_sd_hu=full_dose_sd_hu, kernel=kernel, steps=steps)
+    with only_one(out.parent / f".{out.name}.lock", f"{out}"):
+        _refuse_taken(out)  # by another process, in the meantime
+        images = []
+        for first in range(0, len(mask), AT_ONCE):
+            part = mask[first : first + AT_ONCE]
+            seeds = range(seed + first, seed + first + len(part))
+            images.append(generate(part, seeds=seeds, guidance=guidance, **how)[:, 0].cpu())
+        values = torch.cat(images)
+        if file_format == "dicom":
+            return write_synthetic(values, out, pixel_mm=pixel, slice_mm=slice_mm, description=told)
+        affine = np.diag([-pixel, -pixel, slice_mm, 1.0])
+        made = Scan(values, "HU", (slice_mm, pixel, pixel), affine=affine)
+        return [write_nifti(made, values, out / f"synthetic_{name}.nii.gz", description=f"SYNTHETIC CT: {told}")]
+
+
+def _refuse_taken(out: Path) -> None:
+    if is_taken(out):
+        raise ParameterError(f"{out} exists and is not an empty folder: name a new one for the synthetic series")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

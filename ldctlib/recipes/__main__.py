@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from ldctlib import recipes
-from ldctlib.errors import LdctError
+from ldctlib.commands import command_line
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes.running import first_process, training_order
 
@@ -23,7 +24,8 @@ def option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def main(argv: list[str] | None = None) -> None:
+@command_line("the same command goes on from the last state")
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ldctlib.recipes", description=recipes.__doc__.splitlines()[0])
     names = ", ".join(recipes.RECIPES)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {names}; all where none is given")
@@ -44,25 +46,21 @@ def main(argv: list[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     names, profile = options.pop("names"), options.pop("profile")
     options["options"] = dict(options["options"])
-    try:
-        if options.pop("graph"):
-            print(recipes.graph(profile))
-            return
-        for name in names or training_order(profile=profile):
-            for stage, log in recipes.run(name, profile, progress=False, **options):
-                if not first_process():
-                    continue
-                terms = " ".join(f"{k} {v:.5f}" for k, v in log.terms.items() if k != "loss")
-                rates = " ".join(f"lr {lr:.2e} |g| {log.grad_norm[k]:.3f}" for k, lr in log.lr.items())
-                print(
-                    f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} {rates} {log.seconds:.0f} s",
-                    flush=True,
-                )
-    except LdctError as error:
-        parser.exit(2, f"{type(error).__name__}: {error}\n")
-    except KeyboardInterrupt as stop:
-        parser.exit(130, f"stopped {stop or 'before a state was written'}; the same command goes on from a state\n")
+    if options.pop("graph"):
+        print(recipes.graph(profile))
+        return 0
+    for name in names or training_order(profile=profile):
+        for stage, log in recipes.run(name, profile, progress=False, **options):
+            if not first_process():
+                continue
+            terms = " ".join(f"{k} {v:.5f}" for k, v in log.terms.items() if k != "loss")
+            rates = " ".join(f"lr {lr:.2e} |g| {log.grad_norm[k]:.3f}" for k, lr in log.lr.items())
+            print(
+                f"{name} {stage} {log.step}/{log.steps} loss {log.loss:.5f} {terms} {rates} {log.seconds:.0f} s",
+                flush=True,
+            )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +18,7 @@ from ldctlib.data.collection import open_collection
 from ldctlib.data.six_dose import SixDoseConfig
 from ldctlib.data.splits import split
 from ldctlib.errors import CheckpointError, ParameterError, did_you_mean
-from ldctlib.files import make_folder
+from ldctlib.files import make_folder, only_one
 from ldctlib.profiles import PROFILES
 from ldctlib.recipes import (
     adversarial,
@@ -208,7 +209,7 @@ def run(
     paper profile with the CLIPModel there. A state of other data, options or another recipe is refused.
     ``dry_run`` takes two steps of every stage on small patches with a narrow network: does it start on this machine,
     with this data? Its results lie apart, in ``out/dry-run``. Another ``seed`` than 0 draws other samples, noise and
-    initial weights; give it an ``out`` of its own.
+    initial weights; give it an ``out`` of its own. WriteError if another process trains the same recipe there.
     """
     options = {key: str(value) if isinstance(value, Path) else value for key, value in (options or {}).items()}
     if workers < 0:
@@ -224,16 +225,18 @@ def run(
         chosen, profile, out = dry(chosen, narrow=init_from is None), f"{profile} (dry run)", out / "dry-run"
         folders = (out, *folders)
     start, log = perf_counter(), None
-    for part in plan(name, chosen, out, init_from=init_from, only=stage, keep_states=not dry_run):
-        left = None if max_seconds is None else max_seconds - (perf_counter() - start)
-        if log is not None and left is not None and left <= 0:
-            return  # every call does a step at least
-        config = replace(part.stage.train, device=device, num_workers=workers)
-        how = dict(max_seconds=left, progress=progress)
-        for log in run_stage(name, profile, chosen, part, source, folders, config, **how):
-            yield part.stage.name, log
-        if not log.finished:
-            return
+    lock = only_one(out / f".{name}.lock", f"{out / name}") if first_process() else nullcontext()
+    with lock:
+        for part in plan(name, chosen, out, init_from=init_from, only=stage, keep_states=not dry_run):
+            left = None if max_seconds is None else max_seconds - (perf_counter() - start)
+            if log is not None and left is not None and left <= 0:
+                return  # every call does a step at least
+            config = replace(part.stage.train, device=device, num_workers=workers)
+            how = dict(max_seconds=left, progress=progress)
+            for log in run_stage(name, profile, chosen, part, source, folders, config, **how):
+                yield part.stage.name, log
+            if not log.finished:
+                return
 
 
 def plan(name: str, chosen: Recipe, out: Path, *, init_from=None, only=None, keep_states=True) -> Iterator[StageRun]:

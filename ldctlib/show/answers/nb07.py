@@ -19,7 +19,7 @@ def _probe(answer: Any, share: float, noise_hu: float = 50.0, outside_hu: float 
     detail = 30 * (detail - detail[mask].mean())
     noise = noise - noise[mask].mean()
     noise = noise_hu * mask * (noise - detail * (noise * detail)[mask].sum() / detail[mask].square().sum())
-    return float(answer(share * detail + noise + outside_hu * ~mask, detail, mask))
+    return float(torch.as_tensor(answer(share * detail + noise + outside_hu * ~mask, detail, mask)).squeeze())
 
 
 def _is_slope(answer: Any) -> bool:
@@ -64,19 +64,19 @@ EXERCISES = [
         hint="For which slope is the sum of squares of what the model leaves unexplained, over the mask, smallest?",
         hints=(
             (
-                lambda f: abs(_probe(f, 0.3, 50.0, 0.0) - _probe(f, 0.3, 500.0, 0.0)) > 0.12,
+                lambda f: _probe(f, 0.3, 50.0, 0.0) - _probe(f, 0.3, 500.0, 0.0) > 0.12,
                 "Your number falls when more noise is removed, as a correlation does. What stands in its denominator?",
             ),
             (
-                lambda f: abs(_probe(f, 0.3, 0.0, 0.0) - 0.3) < 1e-6,
-                "Right where nothing else is in the image. Sum over the mask only.",
+                lambda f: abs(_probe(f, 0.3, 50.0, 0.0) - 0.3) < 1e-6,
+                "Right where nothing was removed outside the mask. Sum over the mask only.",
             ),
         ),
     ),
     Exercise(
         name="07.patients",
         prompt="How many patients are needed? A number.",
-        accept=lambda answer: 33 <= float(answer) <= 40,
+        accept=lambda answer: 34.5 <= float(answer) <= 40,
         right=35,
         wrong=2,
         because="(1.96 · 0.3 / 0.1)² = 35 patients (37 with Student's t). More slices of a patient make that patient's "
@@ -88,6 +88,7 @@ EXERCISES = [
                 "That would be 35 slices. Slices of one patient are not independent: n counts patients.",
             ),
             (lambda a: 8 <= float(a) <= 10, "That makes one standard error 0.1 dB; a 95 % interval is wider."),
+            (lambda a: 33 <= float(a) < 34.5, "Round up: with one fewer the interval is wider than ± 0.1 dB."),
             (lambda a: 600 <= float(a) <= 800, "700 slices, that is. How many patients?"),
         ),
     ),

@@ -1,16 +1,17 @@
-"""Notebook 01: the way of a scan, and simulated spectra over real ones."""
+"""Notebook 01: the way of a scan, noise by dose and kernel, and simulated spectra over real ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ldctlib.ct.nps import BAND_CENTRES
 from ldctlib.ct.scanner_spectra import REAL_NPS, band_errors
 from ldctlib.show.diagrams import diagram
-from ldctlib.show.figures import curves
+from ldctlib.show.figures import curves, grid, nps_plot
+from ldctlib.units import Window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +34,37 @@ def scan_chain() -> Figure:
     }
     names = ("object", "project", "p", "count", "N", "log", "p_hat", "ramp", "smear", "image")
     return diagram(boxes, [*zip(names, names[1:], strict=False), ("dose", "count")])
+
+
+def noise_laws(counted: Mapping, electronic_sd: float, measured: Mapping, doses: Sequence[float]) -> Figure:
+    """Std and bias of a line integral by mean count, and noise in HU by dose, both with their theory."""
+    means, (sd, bias) = np.array(list(counted)), np.abs(list(counted.values())).T
+    theory, law = np.sqrt(means + electronic_sd**2) / means, 1 / np.sqrt(doses)
+    ray = {"std, counted": sd, "|bias|, counted": bias, "std, Eq. (3)": theory, "bias, Eq. (3)": theory**2 / 2}
+    image = measured | {f"{noise[0]:.0f} HU / √dose": noise[0] * law for noise in measured.values()}
+    panels = {
+        "error of the line integral": {name: (means, y) for name, y in ray.items()},
+        "noise at the centre (HU)": {name: (doses, y) for name, y in image.items()},
+    }
+    figure = curves(panels, xlabel="mean count of a ray", reference=[*list(ray)[2:], *list(image)[2:]])
+    for axis in figure.axes:
+        axis.set(xscale="log", yscale="log")
+        axis.lines[3].set_linestyle(":")
+        axis.legend(fontsize=8)
+    figure.axes[0].set_ylim(1e-3, 10)
+    figure.axes[0].axvspan(0.4, 30, color="#E69F00", alpha=0.15)
+    figure.axes[1].set(xlabel="dose (fraction of full)", xticks=doses, xticklabels=[f"{d:g}" for d in doses])
+    figure.axes[1].tick_params(axis="x", which="minor", bottom=False)
+    return figure
+
+
+def textures(noises_hu: Mapping[str, Any], spectra: Mapping[str, Any], nyquist: float) -> tuple[Figure, Figure]:
+    """Noise by kernel, each within 2.5 of its standard deviations; and its spectra up to ``nyquist``."""
+    sds = {name: float(noise.std()) for name, noise in noises_hu.items()}
+    line = [(noise, Window(0, 5 * sds[name]), "gray") for name, noise in noises_hu.items()]
+    figure = nps_plot({name: (s.frequency, s.radial) for name, s in spectra.items()})
+    figure.axes[0].set(yscale="log", xlim=(0, nyquist), ylim=(5, None))
+    return grid([line], titles=[f"{n}: {sd:.0f} HU, shown ±{2.5 * sd:.0f} HU" for n, sd in sds.items()])[0], figure
 
 
 def real_and_simulated(simulated: Mapping[str, np.ndarray], guess: np.ndarray) -> Figure:

@@ -1,24 +1,24 @@
-"""Notebook 03: MAN's data flow and its U-Net, a slider through a sampler's steps, places for lesions in a liver."""
+"""Notebook 03: MAN's data flow and U-Net, a slider through a sampler's steps, a tiny network, lesions in a liver."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldctlib.errors import ParameterError
-from ldctlib.image import disc
+from ldctlib.image import body_mask, disc
+from ldctlib.metrics import edge_strength
 from ldctlib.phantom.organs import ID
 from ldctlib.show.diagrams import diagram
 from ldctlib.show.figures import plane, strips
-from ldctlib.show.widgets import WIPE_COLOUR, Panel, grey, hu_bar, panel
+from ldctlib.show.widgets import Panel, grey, hu_bar, panel
 from ldctlib.units import SOFT_TISSUE, Window
 
-BAR_PX = 4  # height of the scrubber's progress bar
 STATIC_STEPS = 6  # columns of its static figure
 
 
@@ -65,6 +65,48 @@ def unet_diagram():
     for row in range(3):
         arrows += [(f"d{row}", f"d{row + 1}"), (f"u{row + 1}", f"u{row}"), (f"d{row}", f"u{row}", "skip")]
     return diagram(boxes, [*arrows, ("u0", "out")])
+
+
+class Tiny(nn.Module):
+    """Two convolutions and one gain a channel: an estimate of z0 (B, n, H, W) from z_t, its condition and its time."""
+
+    def __init__(self, n: int, schedule, width: int = 48):
+        super().__init__()
+        layers = [nn.Conv2d(a, b, 3, padding=1) for a, b in ((2 * n + 1, width), (width, n))]
+        nn.init.zeros_(layers[-1].weight)  # at first it returns gain * c
+        self.net, self.schedule = nn.Sequential(layers[0], nn.SiLU(), layers[1]), schedule
+        self.gain = nn.Parameter(torch.zeros(n, 1, 1))
+
+    def forward(self, z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        signal = self.schedule.scales(t, z_t)[0].expand(len(z_t), 1, *z_t.shape[2:])
+        return self.gain * c + self.net(torch.cat([z_t, c, signal], dim=1))
+
+
+def rms_removed(image_hu: Tensor, denoised: Tensor, guide: Tensor) -> tuple[float, float]:
+    """RMS in HU of what was removed: at the strongest tenth of a guide's edges, in the flatter half of the body."""
+    inside, edges = body_mask(image_hu), edge_strength(guide)
+    sharp, flat = edges > edges[inside].quantile(0.9), edges < edges[inside].quantile(0.5)
+    return tuple((image_hu - denoised)[inside & mask].square().mean().sqrt().item() for mask in (sharp, flat))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, least and greatest."""
+    return f"{sum(values) / len(values):.0f} ({min(values):.0f} … {max(values):.0f})"
+
+
+def error_rows(squares: Mapping[tuple, Sequence[Sequence[float]]], n: int) -> list[dict[str, Any]]:
+    """Rows of a table of errors in HU: what differs between n draws, and what they have in common.
+
+    squares : (dose, place) → for each patient the mean squares of nafnet's error, a draw's, that of the draws' mean,
+        and the variance between draws
+    """
+    table = []
+    for (dose, place), values in squares.items():
+        regression, draw, mean, variance = torch.tensor(values).mean(0)
+        parts = {"a draw errs by (HU)": draw, "of it invented": variance, "common to all draws": mean - variance / n}
+        parts["nafnet errs by"] = regression
+        table.append({"dose": dose, "where": place} | {name: x.clamp(min=0).sqrt().item() for name, x in parts.items()})
+    return table
 
 
 def liver_places(labels: Tensor, *, side: int = 128, count: int = 4, apart: int = 28, margin: int = 12, seed: int = 0):
@@ -120,20 +162,6 @@ def decode_steps(steps: Iterable[Any], decode: Callable[[Any], Any]) -> list[Dec
     return [DecodedStep(int(s.t), plane(decode(s.x_t)), plane(decode(s.x0_hat))) for s in steps]
 
 
-def render_step(steps: Sequence[DecodedStep], step: int, window: Window) -> np.ndarray:
-    """Step ``step`` (0 is the first): the chain's state, the network's estimate right of it, a bar of progress.
-
-    uint8 (H + 4, 2W, 3). Raises ParameterError for a step that was not taken.
-    """
-    if not 0 <= step < len(steps):
-        raise ParameterError(f"step {step} was not taken: there are 0 … {len(steps) - 1}")
-    both = np.concatenate([grey(steps[step].x_t_hu, window), grey(steps[step].x0_hat_hu, window)], axis=1)
-    image = np.repeat(both[..., None], 3, axis=2)
-    bar = np.full((BAR_PX, image.shape[1], 3), 40, dtype=np.uint8)
-    bar[:, : round(image.shape[1] * (step + 1) / len(steps))] = WIPE_COLOUR
-    return np.concatenate([image, bar])
-
-
 def scrubber(steps: Sequence[DecodedStep], *, window: Window = SOFT_TISSUE) -> Panel:
     """Drag through a sampler's steps: left the chain's state, right the network's estimate."""
     import ipywidgets as w
@@ -157,4 +185,7 @@ def scrubber(steps: Sequence[DecodedStep], *, window: Window = SOFT_TISSUE) -> P
     def heads(step: int) -> list[str]:
         return [f"{name} &emsp; {hu_bar(window)}" for name in ("decoded z_t", "decoded ẑ0")]
 
-    return panel(controls, lambda step: render_step(steps, step, window), figure, heads=heads)
+    def render(step: int) -> np.ndarray:
+        return np.concatenate([grey(steps[step].x_t_hu, window), grey(steps[step].x0_hat_hu, window)], axis=1)
+
+    return panel(controls, render, figure, heads=heads)
