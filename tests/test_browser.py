@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -107,7 +108,7 @@ def move_all(browser, lab, path: Path, seconds: float) -> dict[str, bool]:
     sliders = page.locator(".jp-OutputArea-output .widget-slider")
     # twice: what one slider shows may wait for another, as a latent's channel for the shift along it; and an image that
     # is generated anew may take a busy machine a minute
-    for i, patience in [*((i, 1.0) for i in range(sliders.count())), *((i, 60.0) for i in range(sliders.count()))]:
+    for patience, i in product((1.0, 60.0), range(sliders.count())):
         if moved.get(i):
             continue
         handle = sliders.nth(i).locator(".noUi-handle")

@@ -51,7 +51,7 @@ def check_scan(scan: Scan, image_hu: Tensor) -> None:
     """Prints what a scan is: its size, its range, the tissue of one slice, its padding, what the reader noted."""
     hu, size, mm = scan.images_hu()[:, 0], scan.values.shape, scan.spacing_mm
     padding = torch.zeros_like(hu, dtype=torch.bool) if scan.padding is None else scan.padding
-    low, high, share = hu[~padding].min(), hu[~padding].max(), padding.float().mean()
+    (low, high), share = hu[~padding].aminmax(), padding.float().mean()
     middle = image_hu[body_mask(image_hu) & (image_hu.abs() < 200)].median()
     verdict("slices, rows, columns", " x ".join(map(str, size)), min(size[-2:]) >= 64)
     spacing = ", ".join(f"{s:.2f}" for s in mm or ()) or "unknown: pixels are taken as 0.75"
