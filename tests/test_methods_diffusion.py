@@ -18,7 +18,7 @@ from ldctlib.models.unet import UNet
 from ldctlib.pipelines import DiffusionPipeline, PipelineSpec
 from tests.test_pipelines import AUTOENCODER, LATENT, PIXELS, SPECS, V, image, seeded, write
 
-SAMPLED = ["man", "man_fast", "man_simple", "ddpm"]
+SAMPLED = ["man", "man_fast", "man_simple", "man_paper", "ddpm"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,12 +26,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("checkpoints")
-    for i, (name, autoencoder) in enumerate(
-        (("man", "autoencoder_perceptual"), ("man_simple", "autoencoder_simple"), ("prior", "autoencoder_simple"))
-    ):
-        path = write(out / f"{autoencoder}.safetensors", "autoencoder", AUTOENCODER, seed=min(i, 1))
-        conditions = {} if name == "prior" else {"concat": ["ldct"], "context": ["ldct"]}
-        given = dict(concat_channels=3) if conditions else dict(context_channels=None, context_dim=None)
+    autoencoders = ("autoencoder_perceptual", "autoencoder_simple")
+    both, context, none = {"concat": ["ldct"], "context": ["ldct"]}, {"context": ["ldct"]}, {}
+    models = ("man", 0, both), ("man_simple", 1, both), ("prior", 1, none), ("man_paper", 0, context)
+    for i, (name, seed, conditions) in enumerate(models):
+        autoencoder = autoencoders[seed]
+        path = write(out / f"{autoencoder}.safetensors", "autoencoder", AUTOENCODER, seed=seed)
+        given = dict(concat_channels=3) if "concat" in conditions else {}
+        given |= {} if conditions else dict(context_channels=None, context_dim=None)
         write(
             out / f"{name}.safetensors",
             "unet",
@@ -113,6 +115,16 @@ def test_samples_are_averaged():
     torch.testing.assert_close(mean, (both[0] + both[1]) / 2, rtol=1e-5, atol=1e-2)
 
 
+def test_at_temperature_zero_draws_agree_and_in_between_they_differ_less():
+    x = image(32, 32)
+
+    def spread(temperature: float) -> float:
+        one = methods.load("man", steps=4, preserve_mean_px=0, temperature=temperature)
+        return torch.cat([one(x, generator=seeded(i)) for i in range(4)]).std(0).mean().item()
+
+    assert spread(0.0) == 0 < spread(0.5) < spread(1.0)
+
+
 @pytest.mark.parametrize("name", SAMPLED)
 def test_evaluations_are_as_many_as_the_table_says(name, monkeypatch):
     calls, forward = [], UNet.forward
@@ -156,6 +168,8 @@ def test_checkpoints_of_another_kind_are_refused(folder):
         (dict(start=2000), "1 … 1000"),
         (dict(spacing="quadratic"), "spacing"),
         (dict(num_samples=0), "num_samples and batch"),
+        (dict(temperature=-1.0), "temperature is at least 0"),
+        (dict(temperature=float("nan")), "temperature is at least 0"),
         (dict(residual_noise=1.0), "residual_noise"),
         (dict(residual_noise="strong"), "smooth, balanced, fine"),
         (dict(colour="red"), "options"),

@@ -164,6 +164,7 @@ class DiffusionPipeline:
         spacing: str = "trailing",
         times: Sequence[int] | None = None,
         num_samples: int = 1,
+        temperature: float = 1.0,
         generator: Generators = None,
         **options,
     ) -> Iterator[Step]:
@@ -175,6 +176,7 @@ class DiffusionPipeline:
             few (Fast-DDPM).
         times : the visited times, in place of ``steps``, ``start`` and ``spacing``.
         num_samples : of each image at once, one after another along the batch.
+        temperature : standard deviation of the noise that the chain starts from; below 1 draws differ less.
         """
         walk = samplers.find(sampler, **options)
         conditions = ldct if isinstance(ldct, Conditions) else self.condition(ldct.to(self.device))
@@ -187,7 +189,7 @@ class DiffusionPipeline:
             times = schedule.times(30 if steps is None else steps, spacing, start=start)
         else:
             start = times[0]
-        x_t = noise_like(conditions.estimate, generator)
+        x_t = temperature * noise_like(conditions.estimate, generator)
         if start not in (None, schedule.T):
             x_t = q_sample(schedule, self.process.to_chain(conditions.estimate), times[0], x_t)
         for step in walk(self.predictor(conditions), x_t, schedule, times, generator=generator):

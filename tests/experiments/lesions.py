@@ -20,6 +20,7 @@ from torch import Tensor
 from ldctlib import methods
 from ldctlib.benchmark.cases import collection_cases
 from ldctlib.data.collection import open_collection
+from ldctlib.errors import ParameterError
 from ldctlib.image import disc, gaussian_blur
 from ldctlib.show.notebooks.nb08 import flat_places, patch_at
 
@@ -56,7 +57,11 @@ def main() -> None:
     slices: dict[str, list[int]] = {}
     cases = collection_cases(open_collection(os.environ["LDCT_REAL_DATA"]), slices_per_patient=options.slices)
     for number, case in enumerate(cases):
-        places = flat_places(case.reference_hu, options.places)
+        try:
+            places = flat_places(case.reference_hu, options.places)
+        except ParameterError:  # bone, lung or vessels everywhere
+            print(f"{case.patient}: a slice without flat soft tissue, passed over", flush=True)
+            continue
         for noise, image in (("the scan's own", case.reference_hu), ("twice that", case.ldct_hu)):
             for place in places:
                 patch, row, column = patch_at(image, place)

@@ -51,16 +51,16 @@ def unet_diagram():
     """The latent U-Net at 512 × 512 pixels: four levels, attention to the condition at the third: a Figure."""
     sides, attends = (64, 32, 16, 8), "block, attention"
     boxes = {
-        "in": ("$z_t$, $m$, $E(y) - m$", 0, 0, "3 × 24 maps", "data", 1.9),
-        "t": ("$t$", 0, 1, "sines, MLP: 128 numbers", "data", 1.9),
+        "in": ("$z_t$, $m$, $E(y) - m$", 0, 0, "3 × 32 maps", "data", 1.9),
+        "t": ("$t$", 0, 1, "sines, MLP: 96 numbers", "data", 1.9),
         "c": ("$m$ as tokens", 0, 2, "16 × 16 of 64 numbers", "data", 1.9),
-        "out": (r"$\hat v$", 8.9, 0, "24 maps", "data", 1.1),
+        "out": (r"$\hat v$", 8.9, 0, "32 maps", "data", 1.1),
     }
     for row, side in enumerate(sides):
-        label, shape = attends if row == 2 else "residual block", f"{side} × {side} × 64"
+        label, shape = attends if row == 2 else "residual block", f"{side} × {side} × 48"
         boxes[f"d{row}"] = (label, 2.6, row, shape, "network", 1.7)
         boxes[f"u{row}"] = (label, 6.6, row, shape, "network", 1.7)
-    boxes["mid"] = ("block, attention, block", 4.55, 3, "8 × 8 × 64", "network", 1.8)
+    boxes["mid"] = ("block, attention, block", 4.55, 3, "8 × 8 × 48", "network", 1.8)
     arrows = [("in", "d0"), ("t", "d1", "to every block"), ("c", "d2", "keys, values"), ("d3", "mid"), ("mid", "u3")]
     for row in range(3):
         arrows += [(f"d{row}", f"d{row + 1}"), (f"u{row + 1}", f"u{row}"), (f"d{row}", f"u{row}", "skip")]
