@@ -122,6 +122,9 @@ def test_curves_draw_lines_levels_and_powers_of_two():
     assert len(left.lines) == 1 and list(right.lines[1].get_ydata()) == [9.0, 9.0]
     falling = figures.curves({"y": {"a": ([1000, 500], [0, 1])}}, xlabel="t", falling=True).axes[0]
     assert falling.get_xlim()[0] > falling.get_xlim()[1]
+    x = np.geomspace(0.3, 5.0, 12)
+    seconds = figures.curves({"y": {"a": (x, x)}}, xlabel="s", log_x=True).axes[0]
+    assert [tick.get_text() for tick in seconds.get_xticklabels()] == ["0.25", "0.5", "1", "2", "4", "8"]
 
 
 @pytest.mark.parametrize(

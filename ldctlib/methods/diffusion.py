@@ -25,7 +25,7 @@ def sample(
     steps: int | None = None,
     start: int | None = None,
     spacing: str = "trailing",
-    times: str | Sequence[int] | None = None,
+    times: str | int | Sequence[int] | None = None,
     num_samples: int = 1,
     temperature: float = 1.0,
     batch: int | None = None,
@@ -62,7 +62,7 @@ def sample(
             raise ParameterError(f"at start = T = {start} nothing of the image is left for a prior: start below T")
     schedule.times(30 if steps is None else steps, spacing, start=start)  # likewise
     if times is not None:
-        times = schedule.check_times(times.split("+") if isinstance(times, str) else times)
+        times = schedule.check_times(str(times).split("+") if isinstance(times, str | int) else times)
 
     def mean_of_samples(x, own):
         conditions = pipeline.condition(x.to(device))

@@ -211,7 +211,7 @@ def latent_recipe(profile: str, *, autoencoder: str, seed: int, form: str = "est
             ),
             Stage(
                 "decay",
-                TrainConfig(steps=2_000, batch_size=2, lr=1e-3, **train),
+                TrainConfig(steps=1_000, batch_size=2, lr=1e-3, **train),
                 PatchConfig(seed=1200 + seed, patch=256, photograph_share=0.25, **MORE_SCANS),
                 options,
             ),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DIFFERENCE = Window(0, 200)
 LARGEST = 4.0  # inches: an image's side
+MOST_TICKS = 8  # on a logarithmic axis
 
 
 def plane(image_hu: Any) -> np.ndarray:
@@ -178,7 +179,7 @@ def curves(
 
     levels : panel → name → a constant to compare with, dashed
     reference : name of the line to compare with, black and dashed; or several names
-    log_x : powers of two on the x axis, for numbers of steps
+    log_x : a logarithmic x axis; its ticks are the positions where there are few, else powers of two
     falling : the largest x on the left, for times that a sampler walks down
     one_legend : below all panels, which have the same lines
     """
@@ -200,6 +201,8 @@ def curves(
         if log_x:
             axis.set_xscale("log", base=2)
             ticks = sorted({x for line in lines.values() for x in line[0]})
+            if len(ticks) > MOST_TICKS:
+                ticks = 2.0 ** np.arange(np.floor(np.log2(ticks[0])), np.ceil(np.log2(ticks[-1])) + 1)
             axis.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks], minor=False)
             axis.minorticks_off()
         if falling:
