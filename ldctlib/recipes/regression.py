@@ -60,7 +60,7 @@ def nafnet(
         Stage("decay", decay, PatchConfig(seed=1000 + seed, **data)),
         Stage("polish", polish, PatchConfig(seed=2000 + seed, noise_sd_hu=(15.0, 140.0), **data)),
     )
-    return Recipe({"nafnet": network}, stages, updates, paper="Chen et al. 2022")
+    return Recipe({"nafnet": network}, stages, updates, paper="Chen et al. 2022", budget_mib=9.0)
 
 
 def nafnet_start(*steps: int, warmup: int = 200, **options) -> Recipe:
