@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +67,33 @@ def fit(x: Tensor, multiple: int, least: int = 1) -> Tensor:
     if not (bottom or right):
         return x
     return F.pad(x, (0, right, 0, bottom), mode="reflect" if bottom < h and right < w else "replicate")
+
+
+def in_squares(image: Tensor, side: int, apply: Callable[[Tensor], Tensor]) -> Tensor:
+    """``apply`` of (B, C, H, W), an image of the same size, in squares where H or W is above ``side``.
+
+    Neighbours share a quarter of a square or more; across it one fades into the other.
+    """
+    h, w = image.shape[-2:]
+    if max(h, w) <= side:
+        return apply(image)
+    shared = max(1, side // 4)
+    fade = ((torch.arange(side) + 1).clamp(max=shared) / shared).to(image)
+    fade = fade.minimum(fade.flip(0))
+    total, weight = torch.zeros_like(image), torch.zeros_like(image[:1, :1])
+    for top in _starts(h, side, shared):
+        for left in _starts(w, side, shared):
+            at = (..., slice(top, top + side), slice(left, left + side))
+            share = fade[: h - top, None] * fade[None, : w - left]
+            total[at] += share * apply(image[at]).to(image)
+            weight[at] += share
+    return total / weight
+
+
+def _starts(length: int, side: int, shared: int) -> list[int]:
+    """Where squares begin along an axis: evenly, the first and the last flush."""
+    count = max(1, -(-(length - shared) // (side - shared)))
+    return [round(i * (length - side) / max(1, count - 1)) for i in range(count)] if length > side else [0]
 
 
 def disc(shape: Sequence[int], place: tuple[float, float], radius: float) -> Tensor:

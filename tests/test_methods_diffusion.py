@@ -13,7 +13,7 @@ import torch
 from ldctlib import checkpoints, methods
 from ldctlib.diffusion import samplers
 from ldctlib.errors import CheckpointError, ParameterError
-from ldctlib.image import gaussian_blur
+from ldctlib.image import gaussian_blur, in_squares
 from ldctlib.models.unet import UNet
 from ldctlib.pipelines import DiffusionPipeline, PipelineSpec
 from tests.test_pipelines import AUTOENCODER, LATENT, PIXELS, SPECS, V, image, seeded, write
@@ -102,7 +102,7 @@ def test_a_denoiser_is_its_pipeline_decoded(folder):
     pipeline = DiffusionPipeline.from_checkpoint(folder / "man.safetensors")
     with torch.no_grad():
         x0 = samplers.final(pipeline.steps(x, steps=4, start=500, generator=seeded(7)))
-    out = methods.load("man", steps=4, start=500, preserve_mean_px=0)(x, generator=seeded(7))
+    out = methods.load("man", steps=4, start=500, temperature=1.0, preserve_mean_px=0)(x, generator=seeded(7))
     torch.testing.assert_close(out, pipeline.decode(x0, (24, 40)), rtol=1e-4, atol=1e-2)
 
 
@@ -123,6 +123,28 @@ def test_at_temperature_zero_draws_agree_and_in_between_they_differ_less():
         return torch.cat([one(x, generator=seeded(i)) for i in range(4)]).std(0).mean().item()
 
     assert spread(0.0) == 0 < spread(0.5) < spread(1.0)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 70), (64, 200), (65, 130), (40, 300)])
+def test_squares_meet_without_a_seam(shape):
+    x, sizes = torch.randn(2, 1, *shape, generator=seeded(1)), []
+
+    def twice(part):
+        sizes.append(tuple(part.shape[-2:]))
+        return 2 * part
+
+    torch.testing.assert_close(in_squares(x, 64, twice), 2 * x)
+    assert all(max(size) <= 64 for size in sizes) and (len(sizes) == 1) == (max(shape) <= 64)
+
+
+def test_large_images_are_denoised_in_squares():
+    x = image(48, 32)
+    parts = methods.load("man", steps=2, preserve_mean_px=0, side=32)(x, generator=seeded(3))
+    whole = methods.load("man", steps=2, preserve_mean_px=0)
+    generator = seeded(3)
+    first = whole(x[..., :32, :], generator=generator)
+    torch.testing.assert_close(parts[..., :16, :], first[..., :16, :], rtol=1e-4, atol=1e-2)  # before the next begins
+    assert not torch.allclose(parts[..., -8:, :], whole(x, generator=seeded(3))[..., -8:, :], atol=1e-2)
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -147,7 +169,8 @@ def test_a_prior_begins_with_the_noised_image(folder, options, first):
     with torch.no_grad():
         steps = list(pipeline.steps(x, start=first, steps=3, generator=seeded(4)))
     assert [step.t for step in steps] == [first, first * 2 // 3, first // 3]
-    out = methods.load("man", path=path, steps=3, preserve_mean_px=0, **options)(x, generator=seeded(4))
+    options |= dict(steps=3, temperature=1.0, preserve_mean_px=0)
+    out = methods.load("man", path=path, **options)(x, generator=seeded(4))
     torch.testing.assert_close(out, pipeline.decode(steps[-1].x0_hat, (32, 32)), rtol=1e-4, atol=1e-2)
     with pytest.raises(ParameterError, match="nothing of the image is left"):
         methods.load("man", path=path, start=1000)
@@ -167,7 +190,8 @@ def test_checkpoints_of_another_kind_are_refused(folder):
         (dict(steps=30, start=20), "from time 20"),
         (dict(start=2000), "1 … 1000"),
         (dict(spacing="quadratic"), "spacing"),
-        (dict(num_samples=0), "num_samples and batch"),
+        (dict(num_samples=0), "num_samples, batch and side"),
+        (dict(side=0), "num_samples, batch and side"),
         (dict(temperature=-1.0), "temperature is at least 0"),
         (dict(temperature=float("nan")), "temperature is at least 0"),
         (dict(residual_noise=1.0), "residual_noise"),

@@ -9,6 +9,7 @@ import torch
 from ldctlib import checkpoints
 from ldctlib.diffusion import samplers
 from ldctlib.errors import ParameterError
+from ldctlib.image import in_squares
 from ldctlib.methods.denoiser import Denoiser, Trained, in_batches
 from ldctlib.pipelines import DiffusionPipeline, LatentGrid
 
@@ -29,6 +30,7 @@ def sample(
     num_samples: int = 1,
     temperature: float = 1.0,
     batch: int | None = None,
+    side: int | None = None,
     **options,
 ) -> Trained:
     """A conditional diffusion model: sample the clean image given the low-dose one.
@@ -46,13 +48,15 @@ def sample(
     temperature : standard deviation of the noise that a chain starts from, 1 in theory. With less a draw is nearer to
         the mean of all, and differs less from others; samplers that add noise on their way add it as before.
     batch : slices at a time; 4 on latents, 1 on pixels.
+    side : in pixels; larger slices are denoised in squares that overlap, each with its own noise, for models whose
+        attention was trained on squares.
     options : go to the sampler, such as ``eta``.
     """
     samplers.find(sampler, **options)  # raises now, not at the first image
     pipeline = DiffusionPipeline.from_checkpoint(path or checkpoints.find(name), device=device)
     batch = batch if batch is not None else 4 if isinstance(pipeline.grid, LatentGrid) else 1
-    if num_samples < 1 or batch < 1:
-        raise ParameterError(f"num_samples and batch are at least 1, got {num_samples} and {batch}")
+    if num_samples < 1 or batch < 1 or (side is not None and side < 1):
+        raise ParameterError(f"num_samples, batch and side are at least 1, got {num_samples}, {batch} and {side}")
     if not 0 <= temperature < float("inf"):
         raise ParameterError(f"temperature is at least 0 and finite, got {temperature}")
     schedule = pipeline.process.schedule
@@ -71,8 +75,11 @@ def sample(
         drawn = [samplers.final(pipeline.steps(conditions, **chain)) for _ in range(num_samples)]
         return torch.stack([pipeline.decode(x0, x.shape[-2:]) for x0 in drawn]).mean(0)
 
+    def in_parts(x, own):
+        return in_squares(x, side, lambda part: mean_of_samples(part, own)) if side else mean_of_samples(x, own)
+
     def denoise(ldct, *, noise, spacing_mm, generator):
-        return in_batches(ldct, generator, batch, mean_of_samples)
+        return in_batches(ldct, generator, batch, in_parts)
 
     return Trained(denoise, pipeline.output)
 

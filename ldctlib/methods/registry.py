@@ -155,7 +155,7 @@ METHODS: dict[str, Method] = {
             "man_fast", "MAN, one step", "latent diffusion", "MAN", 1, diffusion.sample, checkpoint="man", steps=1
         ),
         _trained("man_simple", "MAN, simple AE", "latent diffusion", "MAN, Table 2", 30, diffusion.sample, **HONEST),
-        _trained("man_paper", "MAN as printed", "latent diffusion", "Fang et al., MAN", 30, diffusion.sample),
+        _trained("man_paper", "MAN as printed", "latent diffusion", "Fang et al., MAN", 30, diffusion.sample, side=256),
         _trained("ddpm", "Pixel DDPM, 30 DDIM steps", "pixel diffusion", "Ho et al. 2020", 30, diffusion.sample),
         _trained("fast_ddpm", "Fast-DDPM, 10 steps", "pixel diffusion", "Jiang et al. 2024", 10, diffusion.sample),
         _plug_and_play("ddnm", "DDNM+ with NPS, 20 steps", "Wang et al. 2023", 20),
