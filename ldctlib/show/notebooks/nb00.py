@@ -25,8 +25,8 @@ class Lesson(NamedTuple):
 
 COURSE = {
     "01_data_and_dose": Lesson("Data and dose", SCAN, "", "HU, dose, noise, NPS", 60, 31, (0, 0)),
-    "02_man_autoencoder": Lesson("MAN: the latent", PAPER, "01", "a latent", 45, 40, (1, 0)),
-    "03_man_latent_diffusion": Lesson("MAN: the diffusion", PAPER, "01 02", "DDIM, conditions", 50, 110, (2, 0)),
+    "02_man_autoencoder": Lesson("MAN: the latent", PAPER, "01", "a latent", 45, 31, (1, 0)),
+    "03_man_latent_diffusion": Lesson("MAN: the diffusion", PAPER, "01 02", "DDIM, conditions", 50, 90, (2, 0)),
     "04_leda": Lesson("LEDA", PAPER, "01 02 07", "words as a loss", 40, 41, (2, 1)),
     "05_na_diff": Lesson("NA-Diff", PAPER, "01 02 03", "scans made to order", 50, 71, (3, 0)),
     "06_plug_and_play_ddnm": Lesson("Plug-and-play DDNM", PAPER, "01 03", "one prior, any task", 40, 68, (3, 1)),
