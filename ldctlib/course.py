@@ -107,8 +107,9 @@ def execute_in_place(path: Path) -> str:
 
 
 def quiet_kernel() -> dict[str, Any]:
-    """Options of a notebook's client: a kernel on this machine need not warn that what it sends is not encrypted."""
-    return dict(extra_arguments=["--log-level=ERROR"])  # a new list: the client appends to it
+    """Options of a notebook's client: a kernel on this machine need not warn that what it sends is not encrypted, nor
+    that it was interrupted to end."""
+    return dict(extra_arguments=["--log-level=CRITICAL"])  # a new list: the client appends to it
 
 
 def make_stable(notebook: Any) -> None:
