@@ -77,8 +77,8 @@ def in_squares(image: Tensor, side: int, apply: Callable[[Tensor], Tensor]) -> T
     h, w = image.shape[-2:]
     if max(h, w) <= side:
         return apply(image)
-    shared = max(1, side // 4)
-    fade = ((torch.arange(side) + 1).clamp(max=shared) / shared).to(image)
+    shared = side // 4
+    fade = ((torch.arange(side) + 1) / max(1, shared)).clamp(max=1).to(image)
     fade = fade.minimum(fade.flip(0))
     total, weight = torch.zeros_like(image), torch.zeros_like(image[:1, :1])
     for top in _starts(h, side, shared):
@@ -92,8 +92,8 @@ def in_squares(image: Tensor, side: int, apply: Callable[[Tensor], Tensor]) -> T
 
 def _starts(length: int, side: int, shared: int) -> list[int]:
     """Where squares begin along an axis: evenly, the first and the last flush."""
-    count = max(1, -(-(length - shared) // (side - shared)))
-    return [round(i * (length - side) / max(1, count - 1)) for i in range(count)] if length > side else [0]
+    more = max(0, -(-(length - side) // (side - shared)))  # squares beside the first
+    return [round(i * (length - side) / max(1, more)) for i in range(more + 1)]
 
 
 def disc(shape: Sequence[int], place: tuple[float, float], radius: float) -> Tensor:

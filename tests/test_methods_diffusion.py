@@ -137,6 +137,12 @@ def test_squares_meet_without_a_seam(shape):
     assert all(max(size) <= 64 for size in sizes) and (len(sizes) == 1) == (max(shape) <= 64)
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 7])
+def test_squares_of_any_side_cover_the_image(side):
+    x = torch.randn(1, 1, 11, 8, generator=seeded(2))
+    torch.testing.assert_close(in_squares(x, side, lambda part: part), x)
+
+
 def test_large_images_are_denoised_in_squares():
     x = image(48, 32)
     parts = methods.load("man", steps=2, preserve_mean_px=0, side=32)(x, generator=seeded(3))

@@ -28,6 +28,9 @@ PIXELS_MM = (0.62, 0.68, 0.74, 0.80, 0.86, 0.94)
 THICKNESS_MM = (1.0, 1.0, 3.0)
 """Of slices: two in three are thin."""
 
+PHOTONS = (2e4, 5e5)
+"""A ray, log-uniform between the two."""
+
 
 def random_kernel(rng: np.random.Generator) -> Kernel:
     """A reconstruction kernel between a soft one and a sharp one that reaches past the pixel's Nyquist frequency."""
@@ -44,7 +47,7 @@ def random_scanner(rng: np.random.Generator, *, photons: tuple[float, float]) ->
 
 
 def scanner_noise(
-    rng: np.random.Generator, count: int, *, size: int = 512, bodies=None, photons=(2e4, 5e5)
+    rng: np.random.Generator, count: int, *, size: int = 512, bodies=None, photons=PHOTONS
 ) -> tuple[np.ndarray, ...]:
     """``count`` noise images of unit standard deviation at their centre, float32 (count, size, size), and for each
     the blur in pixels that its kernel gives to edges (:func:`edge_blur_px`).

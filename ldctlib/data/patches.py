@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ldctlib.ct.kernels import edge_blur_px
 from ldctlib.data.banks import (
+    PHOTONS,
     PIXELS_MM,
     THICKNESS_MM,
     PhantomSlices,
@@ -50,7 +51,7 @@ class PatchConfig:
     full_dose_noise_sd_hu: tuple[float, float] | None = None  # adds "full_dose_hu", an image with this noise
     anatomies: tuple[str, ...] = ("abdomen",)  # of the phantoms, in turn
     thickness_mm: tuple[float, ...] = THICKNESS_MM  # of their slices, each as often
-    photons: tuple[float, float] = (2e4, 5e5)  # a ray, log-uniform: few make streaks behind bone
+    photons: tuple[float, float] = PHOTONS  # few make streaks behind bone
     block_mean: int = 1  # of clean images alone: a pixel of the patch is the mean of so many a side
 
     def __post_init__(self):

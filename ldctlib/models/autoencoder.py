@@ -206,13 +206,13 @@ class Autoencoder(nn.Module):
         if not (0 < rows <= h and 0 < columns <= w):
             raise ShapeError(f"a latent of {tuple(z.shape[-2:])} decodes to {(h, w)}, which lacks part of {size}")
         raw = z.to(self.decoder.conv_in.weight.dtype)
-        if self.synthesis is None:
-            y = F.pixel_shuffle(self.decoder(raw).to(z.dtype), self.stem)
-        elif self.decoder.sketch is None:
-            y = F.pixel_shuffle(self.decoder(raw).to(z.dtype), self.stem) + self.synthesis(raw).to(z.dtype)
-        else:
-            sketch = self.borders.inverse(self.synthesis(raw))
-            y = F.pixel_shuffle(self.decoder(raw, F.pixel_unshuffle(sketch, self.stem)).to(z.dtype), self.stem)
+        sketch = None if self.synthesis is None else self.synthesis(raw)
+        shown = None
+        if self.decoder.sketch is not None:
+            sketch = self.borders.inverse(sketch)
+            shown = F.pixel_unshuffle(sketch, self.stem)
+        y = F.pixel_shuffle(self.decoder(raw, shown).to(z.dtype), self.stem)
+        if sketch is not None:
             y = y + sketch.to(z.dtype)
         return y[..., :rows, :columns]
 

@@ -146,12 +146,11 @@ LATENT_UNET: dict[str, Any] = dict(in_channels=LATENT_CHANNELS, model_channels=2
 LATENT_UNET |= dict(num_res_blocks=1, attention_at=[4], num_head_channels=24, norm_groups=8)
 PRIOR = Network("unet", LATENT_UNET)
 """The latent U-Net without conditions."""
-CONDITIONED = Network(
-    "conditioned_unet", dict(unet=LATENT_UNET | dict(context_channels=LATENT_CHANNELS, context_dim=64), gain=1 / 0.12)
-)
+WITH_CONTEXT = LATENT_UNET | dict(context_channels=LATENT_CHANNELS, context_dim=64)
+CONDITIONED = Network("conditioned_unet", dict(unet=WITH_CONTEXT, gain=1 / RESIDUAL_TO_ESTIMATE["residual_std"]))
 """Conditioned on the codes of the low-dose image and of a first estimate: the code alone, made for clean images, has
 lost what tells noise from anatomy."""
-PAPER_FORM = Network("unet", LATENT_UNET | dict(context_channels=LATENT_CHANNELS, context_dim=64, attention_at=[1, 4]))
+PAPER_FORM = Network("unet", WITH_CONTEXT | dict(attention_at=[1, 4]))
 """As printed: the code of the low-dose image by cross-attention alone, a token for each latent."""
 PAPER_LATENTS: dict[str, Any] = dict(in_channels=4, context_channels=4, context_dim=512)
 PAPER_UNET = Network(
